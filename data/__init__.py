@@ -1,0 +1,1 @@
+"""Stores, packed data sets, sample streams, importers and synthetic surfaces."""

@@ -1,0 +1,70 @@
+"""Images at every resolution of progressive training."""
+
+import numpy as np
+from PIL import Image
+
+from data.sample import Image8, Mask
+
+SMALLEST = 4
+
+
+def resolutions_to(resolution: int) -> tuple[int, ...]:
+    """Return 4, 8, 16, ... up to `resolution`, a power of two."""
+    return tuple(2**i for i in range(2, resolution.bit_length()))
+
+
+def pyramid(image: Image8, resolution: int) -> dict[int, Image8]:
+    """Shrink an image by 2x2 box averages, down to 4x4.
+
+    Each level is averaged from the unrounded level above (exact in float32 for 1024 -> 4) and
+    rounded half up once, so rounding errors do not pile up.
+
+    Args:
+        image: [resolution, resolution, C] uint8.
+        resolution: a power of two, at least 4.
+
+    Returns:
+        Ascending resolution r -> [r, r, C] uint8.
+    """
+    level = image.astype(np.float32)
+    levels = {resolution: image}
+    for side in reversed(resolutions_to(resolution)[:-1]):
+        level = level.reshape(side, 2, side, 2, -1).mean(axis=(1, 3), dtype=np.float32)
+        levels[side] = np.floor(level + 0.5).astype(np.uint8)
+    return dict(sorted(levels.items()))
+
+
+def to_square(image: Image8, resolution: int) -> Image8:
+    """Resize a whole image to a square, not keeping its aspect ratio.
+
+    Shrinking averages over the covered area (Pillow's BOX filter); if a side must grow, both
+    sides use BILINEAR, as BOX would only repeat pixels.
+
+    Args:
+        image: [H, W, C] uint8.
+        resolution: side of the result, pixels.
+
+    Returns:
+        [resolution, resolution, C] uint8.
+    """
+    shrinks = resolution <= min(image.shape[:2])
+    method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+    pixels = image[:, :, 0] if image.shape[2] == 1 else image
+    resized = np.asarray(Image.fromarray(pixels).resize((resolution, resolution), method))
+    return resized.reshape(resolution, resolution, -1)
+
+
+def mask_to_square(mask: Mask, resolution: int) -> Mask:
+    """Resize a defect mask so that a pixel is True if any defect pixel falls into it.
+
+    Args:
+        mask: [H, W] bool.
+        resolution: side of the result, pixels.
+
+    Returns:
+        [resolution, resolution] bool.
+    """
+    # In float a single defect pixel stays above zero, however large the area it is averaged over.
+    coverage = Image.fromarray(mask.astype(np.float32))
+    resized = coverage.resize((resolution, resolution), Image.Resampling.BOX)
+    return np.asarray(resized) > 0

@@ -1,0 +1,103 @@
+"""The local store."""
+
+import os
+import pickle
+import threading
+
+import pytest
+
+from data.errors import DataError
+from data.store import Store
+
+
+def test_reads_lists_sizes_and_deletes(tmp_path) -> None:
+    store = Store(str(tmp_path))
+    store.write_bytes("a/one.txt", b"1")
+    store.child("a", "b").write_bytes("two.tar", b"22")
+    assert store.list() == ["a/b/two.tar", "a/one.txt"]
+    assert store.list("a/o") == ["a/one.txt"]
+    assert store.list(suffix=".tar") == ["a/b/two.tar"]
+    assert store.list("missing/") == []
+    assert store.size("a/b/two.tar") == 2
+    assert store.exists()
+    assert store.exists("a")
+    assert not store.exists("a/one.txt/x")
+    store.delete("a/one.txt")
+    store.delete("a/one.txt")
+    assert not store.exists("a/one.txt")
+    assert store.local_path("a") == tmp_path / "a"
+
+
+def test_address_is_normal_and_picklable(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Store("x") == Store(f"file://{tmp_path}/x/") == Store(str(tmp_path)).child("x")
+    assert pickle.loads(pickle.dumps(Store("x"))) == Store("x")
+    bucket = Store("s3://bucket/prefix/")
+    assert bucket.child("a").url("b") == "s3://bucket/prefix/a/b"
+    assert not bucket.is_local
+    with pytest.raises(DataError, match="not a local folder"):
+        bucket.local_path()
+
+
+@pytest.mark.parametrize("uri", ["s3://", "ftp://x/y", ""])
+def test_unusable_address_is_refused(uri: str) -> None:
+    with pytest.raises(DataError, match="bucket"):
+        Store(uri)
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "/etc/passwd"])
+def test_path_cannot_leave_the_store(tmp_path, path: str) -> None:
+    with pytest.raises(DataError, match="leaves the store"):
+        Store(str(tmp_path)).read_bytes(path)
+
+
+def test_missing_object_is_named(tmp_path) -> None:
+    with pytest.raises(DataError, match=rf"reading {tmp_path}/no\.tar failed: no such object"):
+        Store(str(tmp_path)).read_bytes("no.tar")
+
+
+def test_reader_never_sees_part_of_a_write(tmp_path) -> None:
+    store = Store(str(tmp_path))
+    payloads = [bytes([value]) * 2_000_000 for value in (1, 2)]
+    store.write_bytes("x", payloads[0])
+    done = threading.Event()
+
+    def write() -> None:
+        for turn in range(30):
+            store.write_bytes("x", payloads[turn % 2])
+        done.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not done.is_set():
+        assert store.read_bytes("x") in payloads
+    writer.join()
+
+
+def test_failed_write_leaves_the_old_object_and_no_rubbish(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    store.write_bytes("x", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="No space left"):
+        store.write_bytes("x", b"new")
+    assert store.read_bytes("x") == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_killed_write_leaves_no_object(tmp_path) -> None:
+    child = os.fork()
+    if child == 0:
+        os.replace = lambda *_: os._exit(9)  # type: ignore[assignment] # dies just before the rename
+        Store(str(tmp_path)).write_bytes("x", b"new")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    store = Store(str(tmp_path))
+    assert len(list(tmp_path.iterdir())) == 1
+    assert not store.exists("x")
+    assert store.list() == []
