@@ -1,0 +1,100 @@
+"""A trained pair of networks as plain bytes: architecture in words, weights as safetensors."""
+
+from dataclasses import asdict, dataclass
+from typing import Self
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from gan.networks import Discriminator, Generator, ProgressiveFeatures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """All that is needed to build both networks.
+
+    Attributes:
+        resolution: Side of the images in pixels.
+        channels: 1 for grey, 3 for RGB.
+        latent_dim: Length of z.
+        fmap_base: Numerator of the channel schedule min(fmap_max, fmap_base / 2**stage).
+        fmap_max: Cap of the channel schedule.
+        group_size: Images per minibatch-std group.
+    """
+
+    resolution: int
+    channels: int
+    latent_dim: int
+    fmap_base: int
+    fmap_max: int
+    group_size: int
+
+    def generator(self) -> Generator:
+        """A generator with fresh weights from torch's global random state."""
+        return Generator(
+            resolution=self.resolution,
+            channels=self.channels,
+            latent_dim=self.latent_dim,
+            fmap_base=self.fmap_base,
+            fmap_max=self.fmap_max,
+        )
+
+    def discriminator(self) -> Discriminator:
+        """A discriminator on its own feature levels, with fresh weights."""
+        features = ProgressiveFeatures(
+            resolution=self.resolution,
+            channels=self.channels,
+            fmap_base=self.fmap_base,
+            fmap_max=self.fmap_max,
+        )
+        return Discriminator(features, group_size=self.group_size)
+
+    def to_dict(self) -> dict[str, int]:
+        """Plain values for a JSON file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, int]) -> Self:
+        """Inverse of `to_dict`.
+
+        Raises:
+            ValueError: If a value is missing or unknown.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"architecture {values} does not fit this version: {error}") from None
+
+
+def weights_to_bytes(generator: nn.Module, discriminator: nn.Module) -> bytes:
+    """Both networks' weights in one safetensors file."""
+    tensors = {f"generator.{k}": v.contiguous() for k, v in generator.state_dict().items()}
+    tensors |= {f"discriminator.{k}": v.contiguous() for k, v in discriminator.state_dict().items()}
+    return safetensors.torch.save(tensors)
+
+
+def networks_from_bytes(
+    architecture: Architecture, payload: bytes
+) -> tuple[Generator, Discriminator]:
+    """Frozen networks in evaluation mode with the weights of a safetensors file.
+
+    Raises:
+        ValueError: If the file is damaged or belongs to another architecture.
+    """
+    try:
+        tensors = safetensors.torch.load(payload)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"weights are damaged: {error}") from None
+    generator, discriminator = architecture.generator(), architecture.discriminator()
+    for name, network in (("generator", generator), ("discriminator", discriminator)):
+        _load(network, name, tensors)
+        network.eval().requires_grad_(False)
+    return generator, discriminator
+
+
+def _load(network: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
+    own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+    try:
+        network.load_state_dict(own)
+    except RuntimeError as error:
+        raise ValueError(f"weights do not fit the {name}: {str(error).splitlines()[-1]}") from None

@@ -1,0 +1,148 @@
+"""Everything that training changes, and how one batch changes it."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gan.ema import update_ema
+from gan.model import Architecture
+from gan.schedule import Phase
+from gan.step import Objective, StepInput, training_step
+
+ADAM_BETAS = (0.0, 0.99)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Learning rates and averaging.
+
+    Attributes:
+        generator_lr: Adam's step size for G.
+        discriminator_lr: Adam's step size for D.
+        ema_half_life_kimg: Half-life of the average of G, in thousands of images.
+    """
+
+    generator_lr: float
+    discriminator_lr: float
+    ema_half_life_kimg: float
+
+
+class TrainingState:
+    """Networks, average, optimisers, latent randomness and counters of one rank.
+
+    What `state_dict` returns is the same on every rank but for the random state, which is why that
+    one stands apart: `latent_state` belongs to a single rank.
+
+    Args:
+        architecture: What to build.
+        rates: Learning rates and averaging.
+        seed: Seed of the weights, equal on all ranks.
+        rank: This rank; with `seed` it decides the latents drawn.
+        device: Where to train.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        rates: Rates,
+        *,
+        seed: int,
+        rank: int,
+        device: torch.device,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.rates = rates
+        self.device = device
+        # Convolutions on both CPU and GPU run faster with channels innermost.
+        layout = torch.channels_last
+        self.generator = architecture.generator().to(device, memory_format=layout)
+        self.discriminator = architecture.discriminator().to(device, memory_format=layout)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.optimizer_g = _adam(self.generator, rates.generator_lr)
+        self.optimizer_d = _adam(self.discriminator, rates.discriminator_lr)
+        self.latents = torch.Generator().manual_seed((seed << 20) + rank)
+        self.images_seen = 0
+        self.num_steps = 0
+        self._wrapped: tuple[nn.Module, nn.Module] = (self.generator, self.discriminator)
+
+    def enter(self, phase: Phase, wrap: Callable[[nn.Module], nn.Module]) -> None:
+        """Prepare for a phase: activate its parameters, then wrap for data-parallel training.
+
+        A wrapper only synchronises parameters that were active when it was made, so every phase
+        needs a new one.
+        """
+        for network in (self.generator, self.discriminator):
+            network.activate(phase.stage, fading=phase.fading)
+        self._wrapped = (wrap(self.generator), wrap(self.discriminator))
+
+    def step(
+        self,
+        phase: Phase,
+        real: Tensor,
+        abnormal: Tensor | None,
+        objective: Objective,
+        *,
+        images: int,
+    ) -> dict[str, Tensor]:
+        """Train on one batch.
+
+        Args:
+            phase: Current phase, entered before.
+            real: Float [B, C, R, R] training images in [-1, 1] of this rank.
+            abnormal: Float [A, C, R, R] known abnormal images of this rank, or None.
+            objective: Weights of the losses.
+            images: Training images in this step over all ranks.
+
+        Returns:
+            The statistics of `gan.step.training_step`.
+        """
+        latent = torch.randn(len(real), self.generator.latent_dim, generator=self.latents)
+        inputs = StepInput(
+            real=real,
+            abnormal=abnormal,
+            latent=latent.to(self.device),
+            stage=phase.stage,
+            fade=phase.fade(self.images_seen),
+            index=self.num_steps,
+        )
+        stats = training_step(*self._wrapped, self.optimizer_g, self.optimizer_d, inputs, objective)
+        update_ema(
+            self.average,
+            self.generator,
+            images=images,
+            half_life_kimg=self.rates.ema_half_life_kimg,
+        )
+        self.images_seen += images
+        self.num_steps += 1
+        return stats
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that ranks share, as tensors and plain values."""
+        modules = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+        return modules | {"images_seen": self.images_seen, "num_steps": self.num_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        for name in _STATEFUL:
+            getattr(self, name).load_state_dict(state[name])
+        self.images_seen = state["images_seen"]
+        self.num_steps = state["num_steps"]
+
+    def latent_state(self) -> Tensor:
+        """Random state of this rank's latents, an uint8 tensor."""
+        return self.latents.get_state()
+
+    def load_latent_state(self, state: Tensor) -> None:
+        """Continue this rank's latents from what `latent_state` returned."""
+        self.latents.set_state(state)
+
+
+_STATEFUL = ("generator", "discriminator", "average", "optimizer_g", "optimizer_d")
+
+
+def _adam(network: nn.Module, lr: float) -> torch.optim.Adam:
+    return torch.optim.Adam(network.parameters(), lr=lr, betas=ADAM_BETAS, fused=True)
