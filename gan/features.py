@@ -18,7 +18,7 @@ class FeatureNetwork(Protocol):
 
     @abstractmethod
     def __call__(self, image_BCHW: Tensor, stage: int, fade: float = 1.0) -> list[Tensor]:
-        """Feature maps of float images in [-1, 1], ordered from fine to coarse, each [B, C, H, W]."""
+        """Feature maps of float images in [-1, 1], from fine to coarse, each [B, C, H, W]."""
 
     @abstractmethod
     def activate(self, stage: int, *, fading: bool) -> None:

@@ -20,7 +20,7 @@ class EqualizedConv2d(nn.Module):
         in_channels: Channels of the input map.
         out_channels: Channels of the output map.
         kernel_size: Odd side of the square kernel, in pixels.
-        gain: Factor on the He constant; sqrt(2) before a leaky ReLU, 1 where no nonlinearity follows.
+        gain: Factor on the He constant; sqrt(2) before a leaky ReLU, 1 where none follows.
     """
 
     def __init__(

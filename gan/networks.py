@@ -6,6 +6,7 @@ data-parallel wrapper made afterwards synchronises exactly those.
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,43 @@ def num_channels(stage: int, fmap_base: int, fmap_max: int) -> int:
     return max(1, min(fmap_max, fmap_base >> stage))
 
 
+class GrowingBlock(nn.Module):
+    """Twice the resolution: enlarge, then two convolutions, each with pixel norm.
+
+    Args:
+        in_channels: Feature maps of the stage below.
+        out_channels: Feature maps of this stage.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.first = EqualizedConv2d(in_channels, out_channels, 3)
+        self.second = EqualizedConv2d(out_channels, out_channels, 3)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map float [B, C_in, H, W] to [B, C_out, 2H, 2W]."""
+        x = pixel_norm(leaky_relu(self.first(upsample(x_BCHW))))
+        return pixel_norm(leaky_relu(self.second(x)))
+
+
+class ShrinkingBlock(nn.Module):
+    """Half the resolution: two convolutions, then a 2x2 average.
+
+    Args:
+        in_channels: Feature maps of this stage.
+        out_channels: Feature maps of the stage below.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.first = EqualizedConv2d(in_channels, in_channels, 3)
+        self.second = EqualizedConv2d(in_channels, out_channels, 3)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Map float [B, C_in, H, W] to [B, C_out, H/2, W/2]."""
+        return downsample(leaky_relu(self.second(leaky_relu(self.first(x_BCHW)))))
+
+
 class Generator(nn.Module):
     """Latent vector to image.
 
@@ -64,13 +102,10 @@ class Generator(nn.Module):
         widths = [num_channels(s, fmap_base, fmap_max) for s in range(num_stages(resolution))]
         self.latent_dim = latent_dim
         self.base_width = widths[0]
-        # The gain of the first layer follows the reference network: it keeps 4x4 maps at unit scale.
+        # The gain is the one of Karras et al.: a latent of unit length in, maps of small scale out.
         self.dense = EqualizedLinear(latent_dim, widths[0] * BASE_RESOLUTION**2, gain=2**0.5 / 4)
         self.first = EqualizedConv2d(widths[0], widths[0], 3)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([EqualizedConv2d(before, width, 3), EqualizedConv2d(width, width, 3)])
-            for before, width in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.blocks = nn.ModuleList(GrowingBlock(a, b) for a, b in pairwise(widths))
         self.to_image = nn.ModuleList(EqualizedConv2d(w, channels, 1, gain=1.0) for w in widths)
 
     def forward(self, latent_BZ: Tensor, stage: int, fade: float = 1.0) -> Tensor:
@@ -90,9 +125,7 @@ class Generator(nn.Module):
         x = pixel_norm(leaky_relu(self.first(x)))
         below = x
         for block in self.blocks[:stage]:
-            below, x = x, upsample(x)
-            for conv in block:
-                x = pixel_norm(leaky_relu(conv(x)))
+            below, x = x, block(x)
         image: Tensor = self.to_image[stage](x)
         if stage == 0 or fade >= 1.0:
             return image
@@ -121,18 +154,14 @@ class ProgressiveFeatures(nn.Module):
         widths = [num_channels(s, fmap_base, fmap_max) for s in range(num_stages(resolution))]
         self.out_channels = widths[0]
         self.from_image = nn.ModuleList(EqualizedConv2d(channels, w, 1) for w in widths)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList([EqualizedConv2d(width, width, 3), EqualizedConv2d(width, below, 3)])
-            for below, width in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.blocks = nn.ModuleList(ShrinkingBlock(b, a) for a, b in pairwise(widths))
 
     def forward(self, image_BCHW: Tensor, stage: int, fade: float = 1.0) -> list[Tensor]:
         """Feature maps from fine to coarse; at stage s there are max(s, 1), the last at 4x4."""
         x = leaky_relu(self.from_image[stage](image_BCHW))
         levels = []
         for level in range(stage, 0, -1):
-            first, second = self.blocks[level - 1]
-            x = downsample(leaky_relu(second(leaky_relu(first(x)))))
+            x = self.blocks[level - 1](x)
             if level == stage and fade < 1.0:
                 skip = leaky_relu(self.from_image[stage - 1](downsample(image_BCHW)))
                 x = torch.lerp(skip, x, fade)
@@ -168,7 +197,8 @@ class Discriminator(nn.Module):
         """Logits.
 
         Args:
-            image_BCHW: Float images in [-1, 1] at the stage's resolution; B a multiple of the group size.
+            image_BCHW: Float images in [-1, 1] at the stage's resolution; B must be a multiple of
+                the group size.
             stage: Stage the images belong to.
             fade: Weight of the newest block in [0, 1].
 

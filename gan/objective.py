@@ -73,7 +73,7 @@ def optimal_generator(
 ) -> Density:
     """The density G converges to (Eq. 20-23), where the unclipped form may be negative.
 
-    p_g = max(0, (m p_d / kappa - alpha p_a) / gamma), with the one kappa that makes it integrate to 1.
+    p_g = max(0, (m p_d / kappa - alpha p_a) / gamma), where kappa makes it integrate to 1.
 
     Args:
         p_d: Density of the training images on a grid.
@@ -90,7 +90,7 @@ def optimal_generator(
     def density(kappa: float) -> Density:
         return np.maximum(0.0, (m * p_d / kappa - alpha * p_a) / gamma)
 
-    # The integral falls in kappa: at kappa = 1 clipping can only have added mass, at kappa = m / gamma
+    # The integral falls in kappa. At kappa = 1 clipping can only have added mass; at m / gamma
     # m p_d / kappa integrates to gamma, so the clipped density integrates to at most 1.
     low, high = 1.0, m / gamma
     for _ in range(100):
@@ -100,7 +100,7 @@ def optimal_generator(
 
 
 def abnormal_mass(contamination: float, *, gamma: float, alpha: float) -> float:
-    """Share of G's mass that stays abnormal: max(0, (m c - alpha) / gamma), for p_n and p_a apart."""
+    """Share of G's mass that stays abnormal where p_n and p_a are apart: (m c - alpha) / gamma."""
     return max(0.0, ((gamma + alpha) * contamination - alpha) / gamma)
 
 

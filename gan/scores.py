@@ -53,7 +53,7 @@ def anomaly_map(
 
 
 def strongest_window(map_BHW: Tensor, window: int) -> Tensor:
-    """Mean of the strongest window of each map, so that a defect of a few pixels is not averaged away.
+    """Mean of the strongest window of each map: an average over all would hide a small defect.
 
     Args:
         map_BHW: Float maps.
@@ -72,8 +72,8 @@ def conformal_p_values(
 ) -> NDArray[np.float64]:
     """Split-conformal p-value of each score: (1 + #{normal >= score}) / (n + 1).
 
-    For a normal image exchangeable with the validation normals, P(p <= q) <= q for every q, whatever
-    the distribution of scores (Vovk et al. 2005).
+    For a normal image exchangeable with the validation normals, P(p <= q) <= q for every q,
+    whatever the distribution of scores (Vovk et al. 2005).
 
     Args:
         scores: Scores to judge.
@@ -84,7 +84,7 @@ def conformal_p_values(
     """
     ascending = np.sort(np.asarray(normal_scores, dtype=np.float64))
     at_least = len(ascending) - np.searchsorted(ascending, np.asarray(scores), side="left")
-    return (1.0 + at_least) / (len(ascending) + 1.0)
+    return np.asarray((1.0 + at_least) / (len(ascending) + 1.0), dtype=np.float64)
 
 
 def conformal_threshold(normal_scores: Sequence[float], false_positive_rate: float) -> float:

@@ -1,6 +1,7 @@
-"""Latent search: the z whose generated image comes closest to a query (AnoGAN, Schlegl et al. 2017).
+"""Latent search: the z whose generated image comes closest to a query.
 
-Algorithm 1 of Kimura & Yanagihara 2018, batched. For each image, with G and D frozen, minimise
+AnoGAN (Schlegl et al. 2017), Algorithm 1 of Kimura & Yanagihara 2018, batched. For each image,
+with G and D frozen, minimise
 
     L(z) = (1 - lambda) mean|x - G(z)| + lambda mean|f(x) - f(G(z))|        (Eq. 2-4, 24-25)
 
@@ -123,7 +124,7 @@ def latent_search(
             image.detach(),
         )
         if not last:
-            # Each image's loss reaches only its own latent, so the gradient of the sum is each one's own.
+            # A loss reaches only its image's latent, so the gradient of the sum is each one's own.
             (gradient,) = torch.autograd.grad(loss.sum(), latent)
             latent = adam.step(latent.detach(), gradient)
     return best.result()

@@ -59,8 +59,9 @@ def training_step(
 ) -> dict[str, Tensor]:
     """Update D, then G against the updated D, on the same generated images.
 
-    Either network may be wrapped for data-parallel training; gradients are then averages over ranks,
-    which equals one rank with the joint batch because every loss is a mean over equal shares.
+    Either network may be wrapped for data-parallel training; gradients are then averages over
+    ranks, which equals one rank with the joint batch because every loss is a mean over equal
+    shares.
 
     Returns:
         Detached scalars: loss_d, loss_g, r1 (only where due) and the mean logits
@@ -68,7 +69,7 @@ def training_step(
     """
     fake = generator(inputs.latent, inputs.stage, inputs.fade)
     stats = _discriminator_step(discriminator, optimizer_d, fake.detach(), inputs, objective)
-    bare = discriminator.module if hasattr(discriminator, "module") else discriminator
+    bare: nn.Module = getattr(discriminator, "module", discriminator)
     with _frozen(bare):
         loss_g = generator_loss(bare(fake, inputs.stage, inputs.fade))
         optimizer_g.zero_grad(set_to_none=True)

@@ -1,0 +1,94 @@
+"""The report's charts: SVG that takes the colours of its page, so it reads in light and in dark."""
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.metrics import roc_curve
+
+_NUM_BINS = 40
+_SIZE_INCHES = (5.2, 2.9)
+# Colours that stand apart for colour-blind readers and on light and dark pages alike.
+_COLORS = {"normal": "#3b82c4", "abnormal": "#e07b1f", "unlabelled": "#808890"}
+# matplotlib knows no `currentColor`: this stands for it until the SVG is written.
+_INK = "#010203"
+# matplotlib types its settings as a union of hundreds of literals.
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "blemish",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK
+    ),
+}
+
+
+def score_histogram(table: pd.DataFrame, threshold: float | None) -> str:
+    """Scores by label, each label's bars adding up to one, with the threshold as a line."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(_SIZE_INCHES, layout="constrained")
+        axes = figure.subplots()
+        edges = np.histogram_bin_edges(table["score"], bins=_NUM_BINS).tolist()
+        for label, scores in _by_label(table).items():
+            axes.hist(
+                scores,
+                bins=edges,
+                weights=np.full(len(scores), 1 / len(scores)),
+                color=_COLORS[label],
+                alpha=0.65,
+                label=f"{label} ({len(scores)})",
+            )
+        if threshold is not None:
+            axes.axvline(threshold, color=_INK, linestyle="--", linewidth=1, label="threshold")
+        axes.set(xlabel="score", ylabel="share of the label's images")
+        _place_legend(figure, axes)
+        return _to_svg(figure, "Histogram of scores by label")
+
+
+def roc_chart(table: pd.DataFrame) -> str | None:
+    """ROC curve of the scores, with the decisions as a dot; None without both labels."""
+    known = table[table["label"] != "unlabelled"]
+    truth = known["label"] == "abnormal"
+    if truth.all() or not truth.any():
+        return None
+    false_rate, true_rate, _ = roc_curve(truth, known["score"])
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(_SIZE_INCHES, layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [0, 1], color=_COLORS["unlabelled"], linewidth=1, linestyle=":")
+        axes.plot(
+            false_rate, true_rate, color=_COLORS["abnormal"], linewidth=2, label="all thresholds"
+        )
+        if known["decision"].notna().all():
+            flagged = known["decision"] == "abnormal"
+            point = (flagged[~truth].mean(), flagged[truth].mean())
+            axes.plot(*point, "o", color=_INK, markersize=6, label="decisions made")
+        axes.set(xlabel="false alarms, share of normal", ylabel="found, share of abnormal")
+        _place_legend(figure, axes)
+        return _to_svg(figure, "ROC curve")
+
+
+def _by_label(table: pd.DataFrame) -> Mapping[str, pd.Series]:
+    groups = {label: table.loc[table["label"] == label, "score"] for label in _COLORS}
+    return {label: scores for label, scores in groups.items() if len(scores)}
+
+
+def _place_legend(figure: Figure, axes: Axes) -> None:
+    handles, _ = axes.get_legend_handles_labels()
+    figure.legend(loc="outside upper left", ncols=len(handles), frameon=False)
+
+
+def _to_svg(figure: Figure, title: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    # The declaration before <svg> belongs to a file of its own, not inside a page.
+    svg = text[text.index("<svg ") :].replace(_INK, "currentColor")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

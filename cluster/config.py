@@ -1,0 +1,294 @@
+"""The one configuration tree. Only jobs read it; networks and losses take plain arguments.
+
+Every field has a bound and a description that ends in its unit. `load_config` merges a YAML file
+with dotted overrides and reports mistakes by field path.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cluster.errors import UserError
+from data.errors import DataError
+from data.store import Store
+
+Resolution = Literal[4, 8, 16, 32, 64, 128, 256, 512, 1024]
+# Workers and trials have other working directories, so every path is made absolute here, once.
+Location = Annotated[str, AfterValidator(lambda uri: uri and Store(uri).uri)]
+Kimg = Annotated[float, Field(ge=0, le=1_000_000)]
+
+
+class Section(BaseModel):
+    """Base of every section: immutable, no unknown keys, no silent type changes of strings."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
+
+
+class Run(Section):
+    """Which run this is."""
+
+    dir: Location = Field("outputs/run", min_length=1)
+    """Run directory: a path or an s3:// URI."""
+    seed: int = Field(0, ge=0, lt=2**31)
+    """Seed of weights, data order, latents and search."""
+
+
+class Data(Section):
+    """Where the images are."""
+
+    uri: Location = Field("outputs/data", min_length=1)
+    """Packed data set (holds dataset.json): a path or an s3:// URI."""
+    max_bad_fraction: float = Field(0.0, ge=0, le=1)
+    """Unreadable training samples tolerated before training stops, as a fraction."""
+    cache_mib: int = Field(256, ge=1, le=1_048_576)
+    """Decoded images each training worker keeps in memory, in MiB."""
+
+
+class Pack(Section):
+    """What is packed into data.uri, at networks.resolution, in an order drawn from run.seed."""
+
+    source: str = Field("surfaces", min_length=1, max_length=4096)
+    """`digits` (the demo's), `surfaces` (synthetic), or a place with one folder per class."""
+    shard_samples: int = Field(64, ge=1, le=1_000_000)
+    """Images in one shard, in images."""
+
+
+class Networks(Section):
+    """Size of generator and discriminator."""
+
+    resolution: Resolution = 256
+    """Side of the images the model works on, in pixels."""
+    latent_dim: int = Field(128, ge=1, le=4096)
+    """Length of the latent z, in numbers."""
+    fmap_base: int = Field(4096, ge=1, le=65536)
+    """Channel schedule: a stage s has min(fmap_max, fmap_base / 2^s) feature maps."""
+    fmap_max: int = Field(256, ge=1, le=2048)
+    """Largest number of feature maps in any stage."""
+    group_size: int = Field(4, ge=1, le=64)
+    """Images per minibatch-std group; batch sizes per worker must be multiples of it."""
+
+
+class ObjectiveConfig(Section):
+    """The gamma/alpha objective (docs/method.md). gamma=1, alpha=0 is AnoGAN."""
+
+    gamma: float = Field(0.7, gt=0, le=1)
+    """Weight of generated images in D's loss, a factor."""
+    alpha: float = Field(0.3, ge=0, le=10)
+    """Weight of known abnormal images in D's loss, a factor; 0 ignores them."""
+    r1_weight: float = Field(1.0, ge=0, le=10_000)
+    """Weight of the R1 gradient penalty, a factor; 0 turns it off."""
+    r1_interval: int = Field(8, ge=1, le=1024)
+    """Steps between two evaluations of R1 (lazy regularisation), in steps."""
+
+
+class Schedule(Section):
+    """Progressive growing, counted in thousands of images (kimg) over all workers."""
+
+    batch: int = Field(32, ge=1, le=65536)
+    """Training images per step over all workers, in images."""
+    abnormal_batch: int = Field(16, ge=1, le=65536)
+    """Known abnormal images per step over all workers, in images."""
+    fade_kimg: Kimg = 100.0
+    """Length of each fade-in, in kimg."""
+    steady_kimg: Kimg = 100.0
+    """Length of each stage below the last after its fade, in kimg."""
+    final_kimg: Annotated[float, Field(gt=0, le=1_000_000)] = 400.0
+    """Length of the last stage after its fade, in kimg."""
+
+
+class Optimizer(Section):
+    """Adam with beta1 = 0, beta2 = 0.99 for both networks, and the average of G."""
+
+    generator_lr: float = Field(0.002, gt=0, le=1)
+    """Learning rate of G, per step."""
+    discriminator_lr: float = Field(0.002, gt=0, le=1)
+    """Learning rate of D, per step."""
+    ema_half_life_kimg: float = Field(2.0, gt=0, le=10_000)
+    """Half-life of the moving average of G's weights, in kimg."""
+
+
+class Search(Section):
+    """Latent search and the score it gives."""
+
+    steps: int = Field(100, ge=0, le=100_000)
+    """Gradient steps per image; 0 scores the starting latent."""
+    step_size: float = Field(0.05, gt=0, le=10)
+    """Adam's step size on z, per step."""
+    feature_weight: float = Field(0.1, ge=0, le=1)
+    """lambda, the share of the feature term in L(z), a fraction."""
+    feature_levels: tuple[int, ...] = Field((-1,), min_length=1, max_length=9)
+    """Discriminator levels in the feature term: 0 is the finest, -1 the coarsest."""
+    statistic: Literal["mean", "window"] = "mean"
+    """What a map's score is: its mean, or the mean of its strongest window."""
+    window: int = Field(9, ge=1, le=255)
+    """Side of that window, odd, in pixels."""
+    batch: int = Field(64, ge=1, le=4096)
+    """Images searched at a time by one actor, in images."""
+
+    @model_validator(mode="after")
+    def _odd_window(self) -> "Search":
+        if self.window % 2 == 0:
+            raise ValueError(f"window={self.window} must be odd, so that it has a centre pixel")
+        return self
+
+
+class Inspect(Section):
+    """What is inspected and how the decision is made."""
+
+    dir: Location = Field("", max_length=4096)
+    """Output directory; empty means <run.dir>/inspection/<split>."""
+    split: Literal["validation", "test"] = "test"
+    """Split of the data set to inspect."""
+    false_positive_rate: float = Field(0.05, gt=0, lt=1)
+    """Share of normal images that may be called abnormal, fitted on validation, a fraction."""
+    num_maps: int = Field(200, ge=0, le=10_000_000)
+    """Images of each shard, at most, whose map and pictures are written, in images."""
+
+
+class Cluster(Section):
+    """Use of the Ray cluster."""
+
+    num_workers: int = Field(2, ge=1, le=4096)
+    """Training workers (ranks)."""
+    num_actors: int = Field(2, ge=1, le=4096)
+    """Inspection actors."""
+    cpus_per_worker: float = Field(1.0, gt=0, le=1024)
+    """CPUs reserved for each worker or actor; also its number of threads, rounded down."""
+    gpus_per_worker: float = Field(0.0, ge=0, le=64)
+    """GPUs reserved for each worker or actor."""
+    max_failures: int = Field(3, ge=-1, le=1000)
+    """Worker failures survived before a training run gives up; -1 means any number."""
+    checkpoint_kimg: float = Field(50.0, gt=0, le=100_000)
+    """Images between two checkpoints, in kimg."""
+    keep_checkpoints: int = Field(2, ge=1, le=1000)
+    """Checkpoints kept."""
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    uri: str = Field("", max_length=4096)
+    """Tracking URI; empty means SQLite in the run directory."""
+    experiment: str = Field("blemish", min_length=1, max_length=256)
+    """Name of the experiment."""
+    log_kimg: float = Field(1.0, gt=0, le=10_000)
+    """Images between two rows of training metrics, in kimg."""
+    sample_kimg: float = Field(10.0, gt=0, le=100_000)
+    """Images between two grids of generated images, in kimg."""
+    validation_images: int = Field(0, ge=0, le=1_000_000)
+    """Validation images searched at every checkpoint for an AUROC curve; 0 for none, in images."""
+
+
+class Tune(Section):
+    """Search over gamma, alpha, lambda, latent steps and step size."""
+
+    num_trials: int = Field(8, ge=1, le=100_000)
+    """Trials to run."""
+    max_concurrent: int = Field(1, ge=1, le=1000)
+    """Trials at the same time."""
+    grace_kimg: float = Field(20.0, gt=0, le=100_000)
+    """Images before ASHA may stop a trial, in kimg."""
+    reduction_factor: int = Field(3, ge=2, le=10)
+    """ASHA keeps one in this many trials at each rung."""
+
+
+class Config(Section):
+    """Everything a job can be told."""
+
+    run: Run = Run()
+    data: Data = Data()
+    pack: Pack = Pack()
+    networks: Networks = Networks()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    schedule: Schedule = Schedule()
+    optimizer: Optimizer = Optimizer()
+    search: Search = Search()
+    inspect: Inspect = Inspect()
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+    tune: Tune = Tune()
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "Config":
+        ranks, group = self.cluster.num_workers, self.networks.group_size
+        for name in ("batch", "abnormal_batch"):
+            size = getattr(self.schedule, name)
+            if size % (ranks * group):
+                fitting = -(-size // (ranks * group)) * ranks * group
+                raise ValueError(
+                    f"schedule.{name}={size} must be a multiple of cluster.num_workers x "
+                    f"networks.group_size = {ranks} x {group}; use {fitting}"
+                )
+        return self
+
+
+def load_config(path: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a YAML file, apply dotted overrides, validate.
+
+    Args:
+        path: YAML file; None starts from the defaults.
+        overrides: Values by dotted field path, such as {"objective.gamma": 0.7}.
+
+    Raises:
+        UserError: Naming each wrong field, its value, what is allowed, and the fix.
+    """
+    tree = _read_yaml(path) if path else {}
+    for dotted, value in (overrides or {}).items():
+        section, _, field = dotted.partition(".")
+        branch = tree.setdefault(section, {})
+        if not isinstance(branch, dict):
+            raise UserError(f"{section}={branch!r} must be a section of `name: value` lines")
+        branch[field] = value
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(_explain(error, path)) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    folder, _, name = path.rpartition("/")
+    try:
+        tree = yaml.safe_load(Store(folder or ".").read_bytes(name))
+    except DataError as error:
+        raise UserError(f"--config {path}: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path} is not valid YAML: {error}") from None
+    if not isinstance(tree, dict | None):
+        raise UserError(
+            f"--config {path} must hold sections such as `objective:`, not {type(tree).__name__}"
+        )
+    return tree or {}
+
+
+def _explain(error: ValidationError, path: str | None) -> str:
+    lines = [
+        f"{len(error.errors())} mistake(s) in the configuration" + (f" ({path})" if path else "")
+    ]
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            lines.append(f"  {where}: unknown key; {_allowed(item['loc'])}")
+        elif where and not item["msg"].startswith("Value error"):
+            lines.append(f"  {where}={item['input']!r}: {item['msg'].lower()}")
+        else:
+            prefix = f"{where}: " if where else ""
+            lines.append(f"  {prefix}{item['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)
+
+
+def _allowed(location: tuple[int | str, ...]) -> str:
+    if len(location) == 1:
+        return f"sections are {', '.join(Config.model_fields)}"
+    section = Config.model_fields[str(location[0])].annotation
+    assert isinstance(section, type)
+    assert issubclass(section, Section)
+    return f"{location[0]} has {', '.join(section.model_fields)}"

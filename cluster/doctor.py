@@ -1,0 +1,139 @@
+"""The command `doctor`: everything a job will need, looked at before the job is started."""
+
+import hashlib
+import importlib.metadata
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ray
+import torch
+from tqdm import tqdm
+
+from cluster.config import Config
+from cluster.errors import UserError
+from cluster.ray_session import ray_session
+from cluster.tracking import tracking_uri
+from data.dataset import ShardInfo, load_index
+from data.errors import DataError
+from data.store import Store
+
+CONSTRAINTS = Path(__file__).resolve().parents[1] / "constraints.txt"
+_PROBE = "doctor-probe"
+_TIMEOUT_S = 5
+# What a difference of version has been seen to break.
+_PINNED = ("torch", "ray", "mlflow", "webdataset", "s3fs", "numpy", "pyarrow", "pydantic")
+
+
+def doctor(config: Config) -> int:
+    """Check versions, compute, Ray, data set, run directory and MLflow; 1 if any check failed."""
+    checks: dict[str, Callable[[Config], Iterator[str]]] = {
+        "versions": check_versions,
+        "compute": check_compute,
+        "ray": check_ray,
+        "data": check_data,
+        "run.dir": check_run_dir,
+        "mlflow": check_mlflow,
+    }
+    num_failed = 0
+    for name, check in checks.items():
+        try:
+            for line in check(config):
+                print(f"ok    {name}: {line}")
+        except (UserError, DataError) as error:
+            num_failed += 1
+            print(f"FAIL  {name}: {error}")
+    return 1 if num_failed else 0
+
+
+def check_versions(config: Config) -> Iterator[str]:
+    """Python, and the installed versions against constraints.txt."""
+    pins = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line)
+    wrong = []
+    for name in _PINNED:
+        installed = importlib.metadata.version(name).partition("+")[0]
+        if installed != pins[name]:
+            wrong.append(f"{name} is {installed}, pinned is {pins[name]}")
+    if wrong:
+        raise UserError(f"{'; '.join(wrong)}; run `make venv`")
+    yield f"Python {sys.version.split()[0]}, {len(_PINNED)} pinned packages as in constraints.txt"
+
+
+def check_compute(config: Config) -> Iterator[str]:
+    """Cores and GPUs of this machine."""
+    gpus = torch.cuda.device_count()
+    yield f"{os.cpu_count()} cores, {gpus} GPUs here"
+
+
+def check_ray(config: Config) -> Iterator[str]:
+    """A Ray session with enough resources for the workers."""
+    cluster = config.cluster
+    with ray_session(cluster.num_workers * cluster.cpus_per_worker):
+        have = ray.cluster_resources()
+    for resource, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
+        need = each * cluster.num_workers
+        if have.get(resource, 0.0) < need:
+            raise UserError(
+                f"cluster.num_workers={cluster.num_workers} need {need:g} {resource}, the cluster "
+                f"has {have.get(resource, 0.0):g}; lower cluster.num_workers or add nodes"
+            )
+    where = os.environ.get("RAY_ADDRESS", "in process")
+    yield f"{where}, {have.get('CPU', 0.0):g} CPU, {have.get('GPU', 0.0):g} GPU"
+
+
+def check_data(config: Config) -> Iterator[str]:
+    """Every shard of the data set, byte for byte, and what the set holds."""
+    store = Store(config.data.uri)
+    index = load_index(store)
+    faults = [
+        fault
+        for shard in tqdm(index.shards, desc="shards", unit="shard", leave=False)
+        if (fault := _shard_fault(store, shard))
+    ]
+    if faults:
+        raise UserError(
+            f"{len(faults)} of {len(index.shards)} shards of {store.uri} are damaged: "
+            f"{'; '.join(faults[:5])}; pack the data again"
+        )
+    yield f"{store.uri}: {len(index.shards)} shards whole, resolutions {list(index.resolutions)}"
+    for split, labels in index.labels.items():
+        yield f"{split}: " + ", ".join(f"{count} {label}" for label, count in labels.items())
+
+
+def check_run_dir(config: Config) -> Iterator[str]:
+    """A small object can be written to the run directory, read back and deleted."""
+    store = Store(config.run.dir)
+    store.write_bytes(_PROBE, b"probe")
+    if store.read_bytes(_PROBE) != b"probe":
+        raise UserError(f"{store.uri} returns other bytes than were written; check the store")
+    store.delete(_PROBE)
+    yield f"{store.uri} can be written"
+
+
+def check_mlflow(config: Config) -> Iterator[str]:
+    """The tracking server answers."""
+    uri = tracking_uri(config)
+    if uri.startswith(("http://", "https://")):
+        try:
+            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S):
+                yield f"{uri} answers"
+        except (urllib.error.URLError, OSError) as error:
+            raise UserError(
+                f"tracking.uri={uri} does not answer ({error}); start the server or mend the URI"
+            ) from None
+    else:
+        yield f"{uri}, no server needed"
+
+
+def _shard_fault(store: Store, shard: ShardInfo) -> str | None:
+    if not store.exists(shard.path):
+        return f"{shard.path} is missing"
+    payload = store.read_bytes(shard.path)
+    if len(payload) != shard.bytes:
+        return f"{shard.path} has {len(payload)} bytes instead of {shard.bytes}"
+    if hashlib.sha256(payload).hexdigest() != shard.sha256:
+        return f"{shard.path} has another sha256 than dataset.json"
+    return None

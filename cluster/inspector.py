@@ -1,0 +1,269 @@
+"""The actor of the batch job: one frozen model, one shard at a time."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from cluster.config import Search
+from cluster.inspection_files import picture_path, unit_name, write_unit
+from cluster.model_store import Calibration, load_model
+from cluster.observer import to_uint8
+from cluster.pictures import encode_map, overlay
+from data.dataset import ShardInfo
+from data.sample import Sample, encode_png
+from data.shards import ShardContents, read_shard
+from data.store import Store
+from data.stream import normalise
+from gan.networks import num_stages
+from gan.scores import anomaly_map, conformal_p_values, strongest_window
+from gan.search import SearchResult, SearchSettings, initial_latents, latent_search
+
+REGION_LEVEL = 0.5
+"""Share of the map's full scale from which a pixel belongs to a region."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every actor of an inspection is told.
+
+    Attributes:
+        run: Run directory with the model.
+        dataset: Packed data set.
+        out: Where results go.
+        search: Search settings.
+        seed: Seed of the starting latents.
+        calibration: What turns scores into decisions; None while calibrating.
+        num_maps: Images of each shard, at most, that get pictures.
+        num_threads: CPU threads of an actor.
+    """
+
+    run: Store
+    dataset: Store
+    out: Store
+    search: Search
+    seed: int
+    calibration: Calibration | None
+    num_maps: int
+    num_threads: int
+
+
+@dataclass(frozen=True)
+class UnitSummary:
+    """What became of one unit.
+
+    Attributes:
+        unit: Its name.
+        num_images: Images scored.
+        num_failed: Inputs that could not be scored.
+        intact: Whether the shard's bytes were those that were packed.
+        elapsed_s: Time spent, in seconds.
+    """
+
+    unit: str
+    num_images: int
+    num_failed: int
+    intact: bool
+    elapsed_s: float
+
+
+class Inspector:
+    """Scores shards with one model; created once per actor.
+
+    Args:
+        job: What to do.
+    """
+
+    def __init__(self, job: Job) -> None:
+        # Ray sets one thread for each actor; use what was reserved.
+        torch.set_num_threads(job.num_threads)
+        self.job = job
+        self.model = load_model(job.run)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.generator = self.model.generator.to(self.device)
+        self.features = self.model.discriminator.to(self.device).features
+        self.stage = num_stages(self.model.architecture.resolution) - 1
+        self.settings = SearchSettings(
+            steps=job.search.steps,
+            step_size=job.search.step_size,
+            feature_weight=job.search.feature_weight,
+            feature_levels=job.search.feature_levels,
+        )
+
+    def inspect(self, shard: ShardInfo) -> UnitSummary:
+        """Score one shard; every sample ends in its scores or in its failed inputs."""
+        started_s = time.monotonic()
+        unit = unit_name(shard)
+        contents = self._read(shard)
+        failed = [{"key": d.key, "source": shard.path, "reason": d.reason} for d in contents.damage]
+        good = []
+        for sample in contents.samples:
+            reason = self._unfit(sample)
+            if reason:
+                failed.append({"key": sample.key, "source": sample.source, "reason": reason})
+            else:
+                good.append(sample)
+        rows = self._score(unit, good)
+        write_unit(self.job.out, unit, rows, failed)
+        return UnitSummary(
+            unit, len(rows), len(failed), contents.checksum_ok, time.monotonic() - started_s
+        )
+
+    def _read(self, shard: ShardInfo) -> ShardContents:
+        missing = not self.job.dataset.exists(shard.path)
+        # An absent shard reads as an empty one: each of its samples is accounted for as lost.
+        return read_shard(b"" if missing else self.job.dataset.read_bytes(shard.path), shard)
+
+    def _unfit(self, sample: Sample) -> str | None:
+        size = self.model.architecture.resolution
+        wanted = (size, size, self.model.architecture.channels)
+        if sample.image.shape == wanted:
+            return None
+        return f"image is {list(sample.image.shape)}, the model takes {list(wanted)}"
+
+    def _score(self, unit: str, samples: list[Sample]) -> pd.DataFrame:
+        batch = self.job.search.batch
+        chunks = [samples[i : i + batch] for i in range(0, len(samples), batch)]
+        searched = [self._search(chunk) for chunk in chunks]
+        rows = [row for chunk in searched for row in chunk]
+        table = pd.DataFrame([row.values for row in rows], columns=list(COLUMNS)).astype(COLUMNS)
+        if self.job.calibration:
+            self._decide(table, self.job.calibration)
+            self._draw(unit, table, rows, self.job.calibration)
+        return table
+
+    def _search(self, samples: list[Sample]) -> list["_Row"]:
+        stacked = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
+        image = normalise(torch.from_numpy(stacked).to(self.device))
+        keys = [sample.key for sample in samples]
+        latent = initial_latents(keys, self.generator.latent_dim, seed=self.job.seed)
+        found = latent_search(
+            self.generator,
+            self.features,
+            image,
+            latent.to(self.device),
+            self.settings,
+            stage=self.stage,
+        )
+        maps = anomaly_map(self.features, image, found, self.settings, stage=self.stage)
+        scores = self._statistic(found, maps)
+        made = to_uint8(found.reconstruction)
+        pixels: NDArray[np.float32] = maps.cpu().numpy()
+        return [
+            _Row(sample, made[i], pixels[i], self._values(sample, found, scores, pixels[i], i))
+            for i, sample in enumerate(samples)
+        ]
+
+    def _statistic(self, found: SearchResult, maps: Tensor) -> Tensor:
+        if self.job.search.statistic == "window":
+            return strongest_window(maps, self.job.search.window)
+        return found.score
+
+    def _values(
+        self,
+        sample: Sample,
+        found: SearchResult,
+        scores: Tensor,
+        pixels: NDArray[np.float32],
+        i: int,
+    ) -> dict[str, Any]:
+        height, width, _ = sample.image.shape
+        return {
+            "key": sample.key,
+            "source": sample.source,
+            "label": sample.label,
+            "kind": sample.kind,
+            "group": sample.group,
+            "height": height,
+            "width": width,
+            "score": float(scores[i]),
+            "residual": float(found.residual[i]),
+            "feature": float(found.feature[i]),
+            "peak": float(pixels.max()),
+            "steps": self.settings.steps,
+            "best_step": int(found.step[i]),
+            "p_value": np.nan,
+            "decision": None,
+            "pictures": False,
+            "regions": [],
+        }
+
+    def _decide(self, table: pd.DataFrame, calibration: Calibration) -> None:
+        p_values = conformal_p_values(table["score"].to_numpy(), calibration.normal_scores)
+        abnormal = p_values <= calibration.false_positive_rate
+        table["p_value"] = p_values
+        table["decision"] = np.where(abnormal, "abnormal", "normal")
+
+    def _draw(
+        self, unit: str, table: pd.DataFrame, rows: list["_Row"], calibration: Calibration
+    ) -> None:
+        table["regions"] = [find_regions(row.map / calibration.map_scale) for row in rows]
+        strongest = table["score"].nlargest(self.job.num_maps).index
+        table.loc[strongest, "pictures"] = True
+        for i in strongest:
+            row = rows[i]
+            level = np.clip(row.map / calibration.map_scale, 0.0, 1.0)
+            pictures = {
+                "image": encode_png(row.sample.image),
+                "reconstruction": encode_png(row.reconstruction),
+                "overlay": encode_png(overlay(row.sample.image, level)),
+                "map": encode_map(row.map, calibration.map_scale),
+            }
+            for what, payload in pictures.items():
+                self.job.out.write_bytes(picture_path(unit, row.sample.key, what), payload)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One scored image: what goes into the table, and what the pictures are made of."""
+
+    sample: Sample
+    reconstruction: NDArray[np.uint8]
+    map: NDArray[np.float32]
+    values: dict[str, Any]
+
+
+COLUMNS = {
+    **dict.fromkeys(("key", "source", "label", "kind", "group"), "str"),
+    **dict.fromkeys(("height", "width"), "int32"),
+    **dict.fromkeys(("score", "residual", "feature", "peak"), "float64"),
+    **dict.fromkeys(("steps", "best_step"), "int32"),
+    "p_value": "float64",
+    "decision": "object",
+    "pictures": "bool",
+    "regions": "object",
+}
+"""Columns of a scores file; docs/operations.md explains each."""
+
+
+def find_regions(level_HW: NDArray[np.float32]) -> list[dict[str, float]]:
+    """Connected areas of a map that stand out, strongest first.
+
+    Args:
+        level_HW: Map as a share of its full scale.
+
+    Returns:
+        For each region its box (x, y, width, height) and area in pixels, and its peak level.
+    """
+    labelled, _ = ndimage.label(level_HW >= REGION_LEVEL)
+    regions = []
+    for number, box in enumerate(ndimage.find_objects(labelled), start=1):
+        rows, columns = box
+        inside = labelled[box] == number
+        regions.append(
+            {
+                "x": columns.start,
+                "y": rows.start,
+                "width": columns.stop - columns.start,
+                "height": rows.stop - rows.start,
+                "area": int(inside.sum()),
+                "peak": float(level_HW[box][inside].max()),
+            }
+        )
+    return sorted(regions, key=lambda region: -region["peak"])

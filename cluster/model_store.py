@@ -1,0 +1,155 @@
+"""The finished model in a run directory: `model/weights.safetensors` and `model/model.json`."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from cluster import __version__
+from cluster.config import ObjectiveConfig, Search
+from cluster.errors import UserError
+from data.errors import DataError
+from data.store import Store
+from gan.model import Architecture, networks_from_bytes, weights_to_bytes
+from gan.networks import Discriminator, Generator
+
+SCHEMA_VERSION = 1
+NORMALISATION = "x / 127.5 - 1"
+CARD = "model/model.json"
+_WEIGHTS = "model/weights.safetensors"
+
+
+class Calibration(BaseModel):
+    """What turns a score into a decision; fitted on validation images only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    search: Search
+    """Settings of the search that gave the scores."""
+    seed: int
+    """Seed of the starting latents."""
+    normal_scores: tuple[float, ...]
+    """Scores of the normal validation images, ascending."""
+    map_scale: float
+    """Map value shown as full scale: twice the 99.9th percentile over normal validation pixels."""
+    false_positive_rate: float
+    """Share of normals that may be called abnormal."""
+    threshold: float
+    """Scores above it have a conformal p-value of at most the false-positive rate."""
+    f1_threshold: float | None
+    """Scores from it on are abnormal at the best F1 on labelled validation images, if any."""
+
+
+class ModelCard(BaseModel):
+    """Contents of model.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int
+    code_version: str
+    architecture: dict[str, int]
+    normalisation: str
+    objective: ObjectiveConfig
+    images_seen: int
+    weights_sha256: str
+    calibration: Calibration | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, ready for inspection.
+
+    Attributes:
+        card: What model.json says.
+        generator: Frozen generator (its moving average).
+        discriminator: Frozen discriminator.
+    """
+
+    card: ModelCard
+    generator: Generator
+    discriminator: Discriminator
+
+    @property
+    def architecture(self) -> Architecture:
+        """What was built."""
+        return Architecture.from_dict(self.card.architecture)
+
+    def calibrated(self, calibration: Calibration) -> Self:
+        """The same model with another calibration."""
+        return replace(self, card=self.card.model_copy(update={"calibration": calibration}))
+
+
+def save_model(
+    run: Store,
+    architecture: Architecture,
+    generator: nn.Module,
+    discriminator: nn.Module,
+    *,
+    objective: ObjectiveConfig,
+    images_seen: int,
+) -> None:
+    """Write weights, then model.json, so that a model with a card is whole."""
+    weights = weights_to_bytes(generator, discriminator)
+    run.write_bytes(_WEIGHTS, weights)
+    card = ModelCard(
+        schema_version=SCHEMA_VERSION,
+        code_version=__version__,
+        architecture=architecture.to_dict(),
+        normalisation=NORMALISATION,
+        objective=objective,
+        images_seen=images_seen,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        calibration=None,
+    )
+    save_card(run, card)
+
+
+def save_card(run: Store, card: ModelCard) -> None:
+    """Write model.json."""
+    run.write_bytes(CARD, card.model_dump_json(indent=1).encode())
+
+
+def load_card(run: Store) -> ModelCard:
+    """Read model.json.
+
+    Raises:
+        UserError: If it is missing, damaged, or from a newer version.
+    """
+    if not run.exists(CARD):
+        raise UserError(
+            f"{run.uri} holds no trained model; run `python -m cluster train` with this run.dir"
+        )
+    try:
+        content: dict[str, Any] = json.loads(run.read_bytes(CARD))
+        if content.get("schema_version") != SCHEMA_VERSION:
+            raise UserError(
+                f"{run.url(CARD)} has schema_version={content.get('schema_version')}, "
+                f"this version reads {SCHEMA_VERSION}; use the version that wrote it"
+            )
+        return ModelCard.model_validate(content)
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValidationError) as error:
+        raise UserError(f"{run.url(CARD)} is damaged ({error}); train again") from None
+
+
+def load_model(run: Store) -> Model:
+    """Read a model.
+
+    Raises:
+        UserError: If it is missing, damaged, or from a newer version.
+    """
+    card = load_card(run)
+    try:
+        weights = run.read_bytes(_WEIGHTS)
+        if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
+            raise UserError(
+                f"{run.url(_WEIGHTS)} does not match its sha256 in model.json; train again"
+            )
+        networks = networks_from_bytes(Architecture.from_dict(card.architecture), weights)
+    except (DataError, UserError):
+        raise
+    except ValueError as error:
+        raise UserError(f"{run.uri}: {error}; train again") from None
+    return Model(card, *networks)

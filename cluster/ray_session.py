@@ -1,0 +1,65 @@
+"""A Ray cluster for one command: the one we run on, or one started in this process."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+
+from cluster.errors import UserError
+
+
+@contextlib.contextmanager
+def ray_session(min_cpus: float) -> Iterator[None]:
+    """Connect to Ray for as long as the block lasts.
+
+    Joins the cluster named by RAY_ADDRESS (set inside `ray job submit` and on Kubernetes), or a
+    session this process has already opened, or starts Ray in process. What Ray's own processes log
+    stays in their log files: people see progress, notes on failures survived, and errors.
+
+    Args:
+        min_cpus: CPUs the command's workers reserve together. A cluster in process offers at least
+            as many, even if workers then share cores.
+
+    Raises:
+        UserError: If RAY_ADDRESS names a cluster that does not answer.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _connect(address)
+    else:
+        cpus = max(os.cpu_count() or 1, int(-(-min_cpus // 1)))
+        # "local" always starts anew: a file left by an older cluster would otherwise be joined.
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+        _tighten_token()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> None:
+    try:
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"RAY_ADDRESS={address} does not answer: {error}; "
+            "start it (`ray start --head`) or unset RAY_ADDRESS"
+        ) from None
+
+
+def _tighten_token() -> None:
+    token = Path.home() / ".ray" / "auth_token"
+    if token.exists():
+        token.chmod(0o600)

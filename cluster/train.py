@@ -1,0 +1,148 @@
+"""The training job: check what can be checked, run the workers, calibrate the result."""
+
+from typing import Any
+
+import pyarrow.fs
+import ray.train
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from cluster import tracking
+from cluster.config import Config, dump_config, load_config
+from cluster.errors import UserError
+from cluster.inspection import calibrate
+from cluster.model_store import CARD
+from cluster.progress import FailureNotes, remote_progress
+from cluster.ray_session import ray_session
+from cluster.train_loop import schedule_of, train_worker
+from data.dataset import DatasetIndex, load_index
+from data.errors import DataError
+from data.store import Store
+
+_CONFIG = "config.yaml"
+# Sections that decide what a run computes; changing one of them makes another run.
+_IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer")
+
+
+def train(config: Config) -> int:
+    """Train, export and calibrate a model; continues a run that was stopped.
+
+    Raises:
+        UserError: If configuration, data set and run directory do not go together.
+        DataError: If the data set cannot be read.
+    """
+    claim_run(config)
+    with ray_session(config.cluster.num_workers * config.cluster.cpus_per_worker):
+        name = Store(config.run.dir).uri.rpartition("/")[2]
+        with tracking.tracked_run(config, name=name) as ref:
+            train_and_calibrate(config, ref)
+    print(f"model: {Store(config.run.dir).url('model')}")
+    return 0
+
+
+def train_and_calibrate(config: Config, ref: tracking.RunRef) -> None:
+    """Train unless the run directory already holds the model, then calibrate it."""
+    if not Store(config.run.dir).exists(CARD):
+        fit(config, ref)
+    calibrate(config)
+
+
+def claim_run(config: Config) -> None:
+    """Check data set and run directory, then record the configuration.
+
+    Raises:
+        UserError: If the data set does not fit, or the directory holds another run.
+    """
+    index = load_index(Store(config.data.uri))
+    _check_dataset(config, index)
+    run = Store(config.run.dir)
+    if run.exists(_CONFIG):
+        _check_same_run(config, load_config(run.url(_CONFIG)))
+    run.write_bytes(_CONFIG, dump_config(config).encode())
+
+
+def fit(
+    config: Config, ref: tracking.RunRef, *, callbacks: list[Any] | None = None
+) -> ray.train.Result:
+    """Run the training workers until the schedule ends, resuming from the newest checkpoint.
+
+    Args:
+        config: Configuration of the run.
+        ref: Where rank 0 logs.
+        callbacks: Ray Train callbacks, such as the one that reports to Ray Tune.
+
+    Raises:
+        UserError: If a worker failed for a reason the user can mend.
+    """
+    with remote_progress("train", total=schedule_of(config)[-1].end, unit="image") as board:
+        job = {"config": config.model_dump(), "tracking": ref, "board": board}
+        try:
+            return _trainer(config, job, [FailureNotes(board), *(callbacks or [])]).fit()
+        except TrainingFailedError as error:
+            raise _cause(error) from error
+
+
+def _trainer(config: Config, job: dict[str, Any], callbacks: list[Any]) -> TorchTrainer:
+    filesystem, root = Store(config.run.dir).filesystem()
+    return TorchTrainer(
+        train_worker,
+        train_loop_config=job,
+        scaling_config=_scaling(config),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=root,
+            # Arrow's own S3 writer loses data silently on some servers; ours goes through s3fs.
+            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)),
+            failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=config.cluster.keep_checkpoints
+            ),
+            callbacks=callbacks,
+        ),
+    )
+
+
+def _scaling(config: Config) -> ray.train.ScalingConfig:
+    resources = {"CPU": config.cluster.cpus_per_worker}
+    if config.cluster.gpus_per_worker:
+        resources["GPU"] = config.cluster.gpus_per_worker
+    return ray.train.ScalingConfig(
+        num_workers=config.cluster.num_workers,
+        use_gpu=config.cluster.gpus_per_worker > 0,
+        resources_per_worker=resources,
+    )
+
+
+def _check_dataset(config: Config, index: DatasetIndex) -> None:
+    resolution = config.networks.resolution
+    last = schedule_of(config)[-1].resolution
+    if last not in index.resolutions:
+        raise UserError(
+            f"networks.resolution={resolution} is not in the data set {config.data.uri}, packed at "
+            f"{list(index.resolutions)}; pack again or set networks.resolution={index.resolution}"
+        )
+    if config.objective.alpha > 0 and not index.num_samples("train-abnormal"):
+        raise UserError(
+            f"objective.alpha={config.objective.alpha} needs known abnormal images, but "
+            f"{config.data.uri} has none in train-abnormal; set objective.alpha=0 or add some"
+        )
+
+
+def _check_same_run(config: Config, old: Config) -> None:
+    for section in _IDENTITY:
+        mine, theirs = getattr(config, section).model_dump(), getattr(old, section).model_dump()
+        for field, value in mine.items():
+            if value != theirs[field] and (section, field) != ("run", "dir"):
+                raise UserError(
+                    f"run.dir={config.run.dir} holds a run with {section}.{field}="
+                    f"{theirs[field]!r}, not {value!r}; choose another run.dir or the old value"
+                )
+
+
+def _cause(error: TrainingFailedError) -> Exception:
+    """The error of a worker that a person can act on, else the failure as Ray tells it."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        if isinstance(failure, UserError | DataError):
+            return failure
+    return error

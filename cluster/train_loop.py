@@ -1,0 +1,181 @@
+"""What each training worker does, top to bottom."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cluster.checkpoint import report_checkpoint, restore_checkpoint
+from cluster.config import Config
+from cluster.model_store import save_model
+from cluster.observer import Observer
+from cluster.tracking import RunRef, Tracker
+from cluster.validation import Validator
+from data.dataset import DatasetIndex, load_index
+from data.sample import Split
+from data.store import Store
+from data.stream import BatchStream, SampleStream, normalise
+from gan.model import Architecture
+from gan.schedule import Phase, phase_at, phases
+from gan.state import Rates, TrainingState
+from gan.step import Objective
+
+
+def train_worker(job: Mapping[str, Any]) -> None:
+    """Train as one rank of a Ray Train worker group.
+
+    Args:
+        job: `config` (plain values of `Config`), `tracking` (a `cluster.tracking.RunRef`) and
+            `board` (a `cluster.progress.ProgressBoard` actor).
+    """
+    worker = Worker(Config.model_validate(job["config"]))
+    worker.observe(job["tracking"], job["board"])
+    while phase := phase_at(worker.schedule, worker.state.images_seen):
+        worker.train_phase(phase)
+    worker.finish()
+
+
+class Worker:
+    """One rank of a training run: state, data, and when to do what.
+
+    Args:
+        config: Configuration of the run.
+    """
+
+    def __init__(self, config: Config) -> None:
+        context = ray.train.get_context()
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        # Ray sets one thread for each worker; use what was reserved.
+        torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+        self.config = config
+        self.run = Store(config.run.dir)
+        self.dataset = Store(config.data.uri)
+        self.index = load_index(self.dataset)
+        self.architecture = architecture_of(config, self.index)
+        self.schedule = schedule_of(config)
+        self.objective = Objective(**config.objective.model_dump())
+        self.state = TrainingState(
+            self.architecture,
+            Rates(**config.optimizer.model_dump()),
+            seed=config.run.seed,
+            rank=self.rank,
+            device=self.device,
+        )
+        restored = restore_checkpoint(self.state, rank=self.rank, world_size=self.world_size)
+        self.position = restored or {"normal": 0, "abnormal": 0}
+        self.observer: Observer | None = None
+        self.validator: Validator | None = None
+
+    def observe(self, tracking: RunRef, board: Any) -> None:
+        """Start watching, on rank 0 only."""
+        if self.rank > 0:
+            return
+        tracker = Tracker(tracking, self.run)
+        self.observer = Observer(self.config, self.run, tracker, board, self.state)
+        if self.config.tracking.validation_images:
+            self.validator = Validator(self.config, self.index, self.device)
+
+    def train_phase(self, phase: Phase) -> None:
+        """Train until the phase ends, from wherever in it the state stands."""
+        self.state.enter(phase, self.wrap)
+        stream = self.open_stream(phase.resolution)
+        try:
+            while self.state.images_seen < phase.end:
+                self.train_batch(phase, stream)
+        finally:
+            stream.close()
+
+    def train_batch(self, phase: Phase, stream: BatchStream) -> None:
+        """One step, what is to be said about it, and a checkpoint when one is due."""
+        batch = stream.next_batch()
+        real = normalise(batch.normal.to(self.device))
+        abnormal = None if batch.abnormal is None else normalise(batch.abnormal.to(self.device))
+        images = self.config.schedule.batch
+        stats = self.state.step(phase, real, abnormal, self.objective, images=images)
+        self.position = stream.state()
+        if self.observer:
+            self.observer.after_step(phase, stats, batch.wait_s)
+        interval = round(self.config.cluster.checkpoint_kimg * 1000)
+        seen = self.state.images_seen
+        if seen // interval > (seen - images) // interval or seen >= self.schedule[-1].end:
+            self.checkpoint(phase)
+
+    def checkpoint(self, phase: Phase) -> None:
+        """Make everything so far durable, on all ranks."""
+        metrics = {}
+        if self.validator:
+            metrics["validation_auroc"] = self.validator.auroc(self.state, phase)
+        if self.observer:
+            self.observer.save(metrics)
+        report_checkpoint(
+            self.state, self.position, metrics, rank=self.rank, world_size=self.world_size
+        )
+
+    def finish(self) -> None:
+        """Write the model, on rank 0 only."""
+        if self.observer is None:
+            return
+        save_model(
+            self.run,
+            self.architecture,
+            self.state.average,
+            self.state.discriminator,
+            objective=self.config.objective,
+            images_seen=self.state.images_seen,
+        )
+        self.observer.close()
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """Average gradients over ranks."""
+        if self.world_size == 1:
+            return network
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+
+    def open_stream(self, resolution: int) -> BatchStream:
+        """This rank's share of the training images, from the current position on."""
+        abnormal = (
+            self.open_split("train-abnormal", resolution) if self.objective.alpha > 0 else None
+        )
+        return BatchStream(
+            self.open_split("train-normal", resolution),
+            abnormal,
+            batch=self.config.schedule.batch // self.world_size,
+            abnormal_batch=self.config.schedule.abnormal_batch // self.world_size,
+        )
+
+    def open_split(self, split: Split, resolution: int) -> SampleStream:
+        """One split, sought to this rank's position."""
+        stream = SampleStream(
+            self.dataset,
+            self.index,
+            split,
+            resolution,
+            world_size=self.world_size,
+            rank=self.rank,
+            seed=self.config.run.seed,
+            cache_bytes=self.config.data.cache_mib * 2**20,
+            max_bad_fraction=self.config.data.max_bad_fraction,
+        )
+        stream.seek(self.position[split.removeprefix("train-")])
+        return stream
+
+
+def architecture_of(config: Config, index: DatasetIndex) -> Architecture:
+    """The networks of a run on a data set."""
+    return Architecture(**config.networks.model_dump(), channels=index.channels)
+
+
+def schedule_of(config: Config) -> tuple[Phase, ...]:
+    """The phases of a run."""
+    return phases(
+        resolution=config.networks.resolution,
+        fade_kimg=config.schedule.fade_kimg,
+        steady_kimg=config.schedule.steady_kimg,
+        final_kimg=config.schedule.final_kimg,
+    )

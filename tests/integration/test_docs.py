@@ -1,0 +1,68 @@
+"""Every command in the documents is run, or at least parsed, by the real thing."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.cli import COMMANDS, parse
+from tests.jobs import ROOT
+
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "k8s/README.md", *ROOT.glob("docs/*.md")])
+_BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_COMMAND = re.compile(r"python -m cluster ([a-z]+)((?: [^`\n#]*)?)")
+
+
+def _commands(document: Path) -> list[list[str]]:
+    found = _COMMAND.findall(document.read_text())
+    return [[name, *shlex.split(rest)] for name, rest in found]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_are_accepted_by_the_command_line(
+    document: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "run.yaml").write_text("")
+    for words in _commands(document):
+        # The one placeholder a reader replaces by a file of their own.
+        words = [str(tmp_path / "run.yaml") if word == "run.yaml" else word for word in words]
+        if {"--help", "--print-config"} & set(words):
+            with pytest.raises(SystemExit) as stop:
+                parse(words)
+            assert stop.value.code == 0
+        else:
+            name, _ = parse(words)
+            assert name in COMMANDS
+
+
+def test_documents_do_hold_commands() -> None:
+    assert {words[0] for d in DOCUMENTS for words in _commands(d)} >= set(COMMANDS)
+
+
+@pytest.mark.timeout(600)
+def test_the_walk_through_of_operations_runs(tmp_path: Path) -> None:
+    blocks = _BLOCK.findall((ROOT / "docs/operations.md").read_text())
+    assert len(blocks) == 1
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    done = subprocess.run(
+        ["bash", "-euxc", blocks[0]],
+        cwd=tmp_path,
+        env=env | {"PATH": path, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=580,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    inspection = tmp_path / "outputs/surfaces/inspection/test"
+    assert 0 <= json.loads((inspection / "metrics.json").read_text())["auroc"] <= 1
+    assert "<svg" in (inspection / "report.html").read_text()
+    assert "FAIL" not in done.stdout
+    parse(["train", "--config", str(tmp_path / "outputs/surfaces-study/best.yaml")])

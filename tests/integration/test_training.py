@@ -1,0 +1,94 @@
+"""The training command: what it leaves behind, and that a killed run ends like a straight one."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from cluster.config import load_config
+from cluster.train_loop import schedule_of
+from gan.schedule import phase_at
+from tests.jobs import TINY, flags, kill_tree, run_cli, start_cli
+
+# The fade to 16 pixels is long and has several checkpoints, so that a kill falls into it.
+FADING = TINY | {
+    "networks.resolution": 16,
+    "schedule.fade_kimg": 3.2,
+    "schedule.final_kimg": 0.16,
+    "cluster.checkpoint_kimg": 0.8,
+}
+
+
+def test_run_directory_holds_what_the_contract_says(run_dir: Path) -> None:
+    card = json.loads((run_dir / "model/model.json").read_text())
+    assert (run_dir / "model/weights.safetensors").is_file()
+    assert card["calibration"]["threshold"] > 0
+    assert load_config(str(run_dir / "config.yaml")).run.dir == str(run_dir)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["train/resolution"] == 16
+    assert {"train/loss_d", "train/r1", "train/logit_abnormal", "data/wait_s"} <= rows[-1].keys()
+    assert list((run_dir / "checkpoints").glob("checkpoint_*/state.pt"))
+
+
+def test_finished_run_is_not_trained_again(dataset: Path, run_dir: Path) -> None:
+    before = (run_dir / "model/weights.safetensors").read_bytes()
+    status, output = run_cli(["train", *flags(TINY | {"data.uri": dataset, "run.dir": run_dir})])
+    assert status == 0, output
+    assert (run_dir / "model/weights.safetensors").read_bytes() == before
+
+
+def test_other_settings_are_refused_in_the_same_run_directory(dataset: Path, run_dir: Path) -> None:
+    words = flags(TINY | {"data.uri": dataset, "run.dir": run_dir, "objective.gamma": 0.5})
+    status, output = run_cli(["train", *words])
+    assert status == 2
+    assert "objective.gamma=0.7, not 0.5; choose another run.dir" in output
+
+
+def test_run_killed_in_a_fade_ends_bit_identical(dataset: Path, tmp_path: Path) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    status, output = run_cli(["train", *_words(dataset, straight)])
+    assert status == 0, output
+
+    process = start_cli(["train", *_words(dataset, killed)])
+    images_seen = _wait_for_checkpoint_in_last_fade(killed)
+    kill_tree(process.pid)
+    process.communicate()
+    assert not (killed / "model/model.json").exists(), "the run was over before it was killed"
+    phase = phase_at(schedule_of(load_config(str(killed / "config.yaml"))), images_seen)
+    assert phase is not None
+    assert phase.fading
+    assert 0 < phase.fade(images_seen) < 1
+
+    status, output = run_cli(["train", *_words(dataset, killed)])
+    assert status == 0, output
+    weights = "model/weights.safetensors"
+    assert (killed / weights).read_bytes() == (straight / weights).read_bytes()
+    # A resumed run must not have started over: its first checkpoint is still the killed one's.
+    assert _metrics(killed) == _metrics(straight)
+
+
+def _words(dataset: Path, run_dir: Path) -> list[str]:
+    return flags(FADING | {"data.uri": dataset, "run.dir": run_dir})
+
+
+def _wait_for_checkpoint_in_last_fade(run_dir: Path, timeout_s: float = 180) -> int:
+    schedule = schedule_of(load_config(None, FADING))
+    last_fade = next(p for p in schedule if p.resolution == 16 and p.fading)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        # Ray notes a checkpoint in its snapshot only once it is whole.
+        snapshot = run_dir / "checkpoints/checkpoint_manager_snapshot.json"
+        newest = sorted((run_dir / "checkpoints").glob("checkpoint_*/state.pt"))
+        if snapshot.exists() and newest and newest[-1].parent.name in snapshot.read_text():
+            state = torch.load(newest[-1], weights_only=True)
+            if last_fade.start < state["images_seen"] < last_fade.end:
+                return int(state["images_seen"])
+        time.sleep(0.05)
+    raise AssertionError("no checkpoint in the last fade")
+
+
+def _metrics(run_dir: Path) -> list[tuple[int, float]]:
+    """Rows of metrics.jsonl without what depends on the clock or on where averaging restarted."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(row["images_seen"], row["train/fade"]) for row in rows]

@@ -1,0 +1,78 @@
+"""Run `python -m cluster` the way a person does, with settings small enough for a test."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TINY = {
+    "networks.resolution": 16,
+    "networks.latent_dim": 8,
+    "networks.fmap_base": 32,
+    "networks.fmap_max": 16,
+    "networks.group_size": 2,
+    "schedule.batch": 16,
+    "schedule.abnormal_batch": 8,
+    "schedule.fade_kimg": 0.16,
+    "schedule.steady_kimg": 0.16,
+    "schedule.final_kimg": 0.32,
+    "search.steps": 5,
+    "search.batch": 16,
+    "pack.shard_samples": 16,
+    "cluster.checkpoint_kimg": 0.4,
+    "tracking.log_kimg": 0.08,
+    "tracking.sample_kimg": 0.4,
+    "inspect.false_positive_rate": 0.1,
+}
+"""A run of about ten seconds beyond the start of Ray."""
+
+
+def flags(settings: dict[str, object]) -> list[str]:
+    """Settings as command-line words."""
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def start_cli(words: Sequence[str], *, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command from the repository's root; its output goes to pipes."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | (env or {})
+    return subprocess.Popen(
+        [sys.executable, "-m", "cluster", *words],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_cli(
+    words: Sequence[str], *, env: dict[str, str] | None = None, timeout_s: float = 240
+) -> tuple[int, str]:
+    """Run a command to its end; returns exit status and output."""
+    process = start_cli(words, env=env)
+    try:
+        output, _ = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        kill_tree(process.pid)
+        raise
+    return process.returncode, output
+
+
+def kill_tree(pid: int) -> None:
+    """SIGKILL a process and every process it started, Ray's own included."""
+    try:
+        family = [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]
+    except psutil.NoSuchProcess:
+        return
+    for process in family:
+        try:
+            process.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(family, timeout=20)

@@ -1,0 +1,168 @@
+"""The manifests: valid for the API servers, and runnable by the real command line."""
+
+import copy
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from cluster.cli import parse
+from cluster.config import Config
+from tests.k8s.schema import validate
+
+Manifest = dict[str, Any]
+
+K8S = Path(__file__).parents[2] / "k8s"
+OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
+CONFIG_PATH = "/etc/blemish/run.yaml"
+
+
+@pytest.fixture(params=OVERLAYS)
+def manifests(
+    request: pytest.FixtureRequest, render: Callable[[str], list[Manifest]]
+) -> list[Manifest]:
+    return render(request.param)
+
+
+@pytest.fixture
+def jobs(manifests: list[Manifest]) -> list[Manifest]:
+    return [manifest for manifest in manifests if manifest["kind"] == "RayJob"]
+
+
+def test_every_object_is_valid_and_lies_in_one_namespace(manifests: list[Manifest]) -> None:
+    for manifest in manifests:
+        validate(manifest)
+        if manifest["kind"] != "Namespace":
+            assert manifest["metadata"]["namespace"] == "blemish"
+
+
+def test_the_clusters_of_the_jobs_are_valid_ray_clusters(jobs: list[Manifest]) -> None:
+    for job in jobs:
+        spec = job["spec"]["rayClusterSpec"]
+        validate({"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {}, "spec": spec})
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "wrong"),
+    [
+        ("RayJob", "spec", {"shutdownAfterJobFinish": True}),
+        ("RayJob", "spec.rayClusterSpec.headGroupSpec", {"rayStartParam": {}}),
+        ("RayJob", "spec.rayClusterSpec.authOptions", {"mode": "tokens"}),
+        ("RayJob", "spec.rayClusterSpec.workerGroupSpecs.0.template.spec", {"toleration": []}),
+        ("RayJob", "spec.rayClusterSpec.workerGroupSpecs.0", {"replicas": "two"}),
+        ("Deployment", "spec.template.spec.containers.0", {"readynessProbe": {}}),
+        ("Service", "spec.ports.0", {"port": "http"}),
+    ],
+)
+def test_a_mistake_is_caught(
+    render: Callable[[str], list[Manifest]], kind: str, path: str, wrong: Manifest
+) -> None:
+    manifest = copy.deepcopy(next(each for each in render("gpu") if each["kind"] == kind))
+    validate(manifest)
+    node: Any = manifest
+    for name in path.split("."):
+        node = node[int(name)] if name.isdigit() else node[name]
+    node.update(wrong)
+    with pytest.raises(jsonschema.ValidationError):
+        validate(manifest)
+
+
+def test_the_jobs_are_train_tune_and_inspect(
+    jobs: list[Manifest], manifests: list[Manifest], tmp_path: Path
+) -> None:
+    run_yaml = tmp_path / "run.yaml"
+    run_yaml.write_text(_config_map(manifests)["data"]["run.yaml"], encoding="utf-8")
+    commands = {}
+    for job in jobs:
+        words = shlex.split(job["spec"]["entrypoint"].replace(CONFIG_PATH, str(run_yaml)))
+        assert words[:3] == ["python", "-m", "cluster"]
+        command, config = parse(words[3:])
+        commands[command] = job["metadata"]["name"]
+        assert config.run.dir.startswith("s3://"), "a pod's own disk dies with the pod"
+        _assert_fits(config, job["spec"]["rayClusterSpec"])
+    assert commands == {name: f"blemish-{name}" for name in ("train", "tune", "inspect")}
+
+
+def test_the_head_mounts_the_config_that_its_entrypoint_reads(
+    jobs: list[Manifest], manifests: list[Manifest]
+) -> None:
+    for job in jobs:
+        pod = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        (mount,) = pod["containers"][0]["volumeMounts"]
+        source = volumes[mount["name"]]["configMap"]["name"]
+        assert source == _config_map(manifests)["metadata"]["name"]
+        assert f"{mount['mountPath']}/run.yaml" == CONFIG_PATH
+
+
+def test_nothing_runs_until_told_and_clusters_go_when_done(jobs: list[Manifest]) -> None:
+    for job in jobs:
+        assert job["spec"]["suspend"] is True
+        # KubeRay refuses a suspended job whose cluster it may not delete.
+        assert job["spec"]["shutdownAfterJobFinishes"] is True
+
+
+def test_one_image_everywhere_and_the_ray_version_is_the_pinned_one(
+    jobs: list[Manifest], manifests: list[Manifest]
+) -> None:
+    images = {container["image"] for pod in _pods(manifests) for container in pod["containers"]}
+    assert len(images) == 1
+    assert re.fullmatch(r".+/blemish:(?!latest).+", images.pop())
+    assert {job["spec"]["rayClusterSpec"]["rayVersion"] for job in jobs} == {version("ray")}
+
+
+def test_no_pod_runs_as_root_and_all_get_credentials_from_the_secret(
+    manifests: list[Manifest],
+) -> None:
+    assert "Secret" not in {manifest["kind"] for manifest in manifests}
+    for pod in _pods(manifests):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["envFrom"] == [{"secretRef": {"name": "blemish-s3"}}]
+            names = {variable["name"] for variable in container["env"]}
+            assert "AWS_REQUEST_CHECKSUM_CALCULATION" in names
+
+
+def test_jobs_track_on_a_host_name_that_mlflow_serves(manifests: list[Manifest]) -> None:
+    config = yaml.safe_load(_config_map(manifests)["data"]["run.yaml"])
+    host = config["tracking"]["uri"].removeprefix("http://")
+    service = next(each for each in manifests if each["kind"] == "Service")
+    assert host == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    server = next(each for each in manifests if each["kind"] == "Deployment")
+    command = server["spec"]["template"]["spec"]["containers"][0]["command"]
+    (allowed,) = [word for word in command if word.startswith("--allowed-hosts=")]
+    assert host in allowed.removeprefix("--allowed-hosts=").split(",")
+
+
+def _config_map(manifests: list[Manifest]) -> Manifest:
+    (config_map,) = [each for each in manifests if each["kind"] == "ConfigMap"]
+    return config_map
+
+
+def _pods(manifests: list[Manifest]) -> Iterator[Manifest]:
+    for manifest in manifests:
+        if manifest["kind"] == "Deployment":
+            yield manifest["spec"]["template"]["spec"]
+        elif manifest["kind"] == "RayJob":
+            cluster = manifest["spec"]["rayClusterSpec"]
+            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+                yield group["template"]["spec"]
+
+
+def _assert_fits(config: Config, spec: Manifest) -> None:
+    """Every worker and actor of the job finds its CPUs and GPUs in the cluster."""
+    (group,) = spec["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    for name, amount in (
+        ("cpu", config.cluster.cpus_per_worker),
+        ("nvidia.com/gpu", config.cluster.gpus_per_worker),
+    ):
+        num_needed = max(config.cluster.num_workers, config.cluster.num_actors)
+        assert num_needed * amount <= group["replicas"] * float(limits.get(name, 0))

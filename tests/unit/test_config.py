@@ -1,0 +1,114 @@
+"""The configuration tree: what is accepted, and what a person is told about mistakes."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster.cli import COMMANDS, main, parse
+from cluster.config import Config, dump_config, load_config
+from cluster.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ({"objective.gama": 1}, "objective.gama: unknown key; objective has gamma, alpha"),
+        ({"objectve.gamma": 1}, "objectve: unknown key; sections are run, data"),
+        ({"objective.gamma": 0}, "objective.gamma=0: input should be greater than 0"),
+        ({"objective.alpha": -0.1}, "objective.alpha=-0.1: input should be greater than or equal"),
+        ({"networks.resolution": 48}, "networks.resolution=48: input should be 4, 8, 16"),
+        ({"search.window": 4}, "window=4 must be odd"),
+        ({"schedule.batch": 6}, "schedule.batch=6 must be a multiple of cluster.num_workers"),
+        ({"run.dir": "gs://bucket/x"}, "store 'gs://bucket/x' is not supported"),
+        ({"run.seed": "one"}, "run.seed='one': input should be a valid integer"),
+    ],
+)
+def test_mistake_is_named_with_field_value_and_fix(overrides: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_config(None, overrides)
+    assert told in str(error.value)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(UserError, match=r"(?s)2 mistake.*gamma=2.*alpha=-1"):
+        load_config(None, {"objective.gamma": 2, "objective.alpha": -1})
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("objective: [1, 2]\n", "objective="),
+        ("- 1\n", "must hold sections"),
+        ("objective: {gamma: 0.5\n", "is not valid YAML"),
+        ("objective: 3\n", "objective="),
+    ],
+)
+def test_bad_file_is_one_clear_error(tmp_path: Path, content: str, told: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        load_config(str(path))
+    assert told in str(error.value)
+
+
+def test_missing_file_is_one_clear_error() -> None:
+    with pytest.raises(UserError, match="no such object"):
+        load_config("/nowhere/run.yaml")
+
+
+def test_overrides_win_over_the_file_and_the_dump_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("objective: {gamma: 0.5, alpha: 0.2}\n")
+    config = load_config(str(path), {"objective.gamma": 0.9})
+    assert (config.objective.gamma, config.objective.alpha) == (0.9, 0.2)
+    path.write_text(dump_config(config))
+    assert load_config(str(path)) == config
+
+
+def test_every_field_has_a_description_and_every_number_a_bound() -> None:
+    for section, model in Config.model_fields.items():
+        for name, field in model.annotation.model_fields.items():
+            assert field.description, f"{section}.{name}"
+            if field.annotation in (int, float):
+                assert len(field.metadata) >= 2, f"{section}.{name} lacks a bound"
+
+
+def test_paths_are_made_absolute_once() -> None:
+    config = load_config(None, {"run.dir": "some/run"})
+    assert config.run.dir == str(Path.cwd() / "some/run")
+    assert config.inspect.dir == ""
+
+
+def test_print_config_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(["train", "--objective.gamma", "0.25", "--print-config"])
+    assert stop.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["objective"]["gamma"] == 0.25
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_explains_its_settings(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse([command, "--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert COMMANDS[command].help.partition("\n")[0] in " ".join(shown.split())
+    for section in COMMANDS[command].sections:
+        assert f"--{section}." in shown
+
+
+def test_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--objective.gamma", "0"]) == 2
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert "Traceback" not in shown.err
+
+
+def test_inspect_takes_its_settings_from_the_run(tmp_path: Path) -> None:
+    trained = load_config(None, {"run.dir": str(tmp_path), "search.steps": 7})
+    (tmp_path / "config.yaml").write_text(dump_config(trained))
+    _, config = parse(["inspect", "--run.dir", str(tmp_path), "--inspect.num_maps", "3"])
+    assert (config.search.steps, config.inspect.num_maps) == (7, 3)

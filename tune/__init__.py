@@ -1,0 +1,1 @@
+"""Search spaces and studies on top of the training and inspection jobs."""
