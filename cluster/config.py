@@ -126,8 +126,8 @@ class Search(Section):
     """What a map's score is: its mean, or the mean of its strongest window."""
     window: int = Field(9, ge=1, le=255)
     """Side of that window, odd, in pixels."""
-    batch: int = Field(64, ge=1, le=4096)
-    """Images searched at a time by one actor, in images."""
+    batch: int = Field(32, ge=1, le=4096)
+    """Images searched at a time, a last batch being filled up, in images."""
 
     @model_validator(mode="after")
     def _odd_window(self) -> "Search":

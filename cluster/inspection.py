@@ -111,8 +111,7 @@ def calibration_for(config: Config) -> Calibration:
     wanted = config.search.model_dump() | {"seed": config.run.seed}
     fitted = calibration.search.model_dump() | {"seed": calibration.seed}
     for field, value in wanted.items():
-        # The batch size changes nothing but speed.
-        if value != fitted[field] and field != "batch":
+        if value != fitted[field]:
             raise UserError(
                 f"search.{field}={value!r} is not the {fitted[field]!r} the model in "
                 f"{config.run.dir} was calibrated with; use that value, or {again}"
@@ -230,7 +229,7 @@ def _claim(job: Job, card: ModelCard) -> None:
     identity = {
         "data_uri": job.dataset.uri,
         "weights_sha256": card.weights_sha256,
-        "search": job.search.model_dump(mode="json", exclude={"batch"}),
+        "search": job.search.model_dump(mode="json"),
         "seed": job.seed,
         "calibration": job.calibration.model_dump(mode="json") if job.calibration else None,
     }

@@ -21,6 +21,7 @@ from data.sample import Sample, encode_png
 from data.shards import ShardContents, read_shard
 from data.store import Store
 from data.stream import normalise
+from gan.model import place
 from gan.networks import num_stages
 from gan.scores import anomaly_map, conformal_p_values, strongest_window
 from gan.search import SearchResult, SearchSettings, initial_latents, latent_search
@@ -73,6 +74,17 @@ class UnitSummary:
     elapsed_s: float
 
 
+def search_settings(search: Search) -> SearchSettings:
+    """Settings of the search as the method takes them."""
+    return SearchSettings(
+        steps=search.steps,
+        step_size=search.step_size,
+        feature_weight=search.feature_weight,
+        feature_levels=search.feature_levels,
+        block=search.batch,
+    )
+
+
 class Inspector:
     """Scores shards with one model; created once per actor.
 
@@ -86,15 +98,10 @@ class Inspector:
         self.job = job
         self.model = load_model(job.run)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.generator = self.model.generator.to(self.device)
-        self.features = self.model.discriminator.to(self.device).features
+        self.generator = place(self.model.generator, self.device)
+        self.features = place(self.model.discriminator, self.device).features
         self.stage = num_stages(self.model.architecture.resolution) - 1
-        self.settings = SearchSettings(
-            steps=job.search.steps,
-            step_size=job.search.step_size,
-            feature_weight=job.search.feature_weight,
-            feature_levels=job.search.feature_levels,
-        )
+        self.settings = search_settings(job.search)
 
     def inspect(self, shard: ShardInfo) -> UnitSummary:
         """Score one shard; every sample ends in its scores or in its failed inputs."""

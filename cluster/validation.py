@@ -6,6 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from cluster.config import Config
 from cluster.errors import UserError
+from cluster.inspector import search_settings
 from data.dataset import DatasetIndex
 from data.shards import read_shard
 from data.store import Store
@@ -13,7 +14,7 @@ from data.stream import normalise
 from gan.layers import downsample
 from gan.networks import num_stages
 from gan.schedule import Phase
-from gan.search import SearchSettings, initial_latents, latent_search
+from gan.search import initial_latents, latent_search
 from gan.state import TrainingState
 
 
@@ -56,23 +57,13 @@ class Validator:
         images = self._images
         for _ in range(self._last_stage - phase.stage):
             images = downsample(images)
-        settings = SearchSettings(
-            steps=self._search.steps,
-            step_size=self._search.step_size,
-            feature_weight=self._search.feature_weight,
-            feature_levels=self._search.feature_levels,
+        found = latent_search(
+            state.average,
+            state.discriminator.features,
+            images,
+            self._latents,
+            search_settings(self._search),
+            stage=phase.stage,
+            fade=phase.fade(min(state.images_seen, phase.end)),
         )
-        fade = phase.fade(min(state.images_seen, phase.end))
-        scores = [
-            latent_search(
-                state.average,
-                state.discriminator.features,
-                images[i : i + self._search.batch],
-                self._latents[i : i + self._search.batch],
-                settings,
-                stage=phase.stage,
-                fade=fade,
-            ).score
-            for i in range(0, len(images), self._search.batch)
-        ]
-        return float(roc_auc_score(self._abnormal, torch.cat(scores).cpu().numpy()))
+        return float(roc_auc_score(self._abnormal, found.score.cpu().numpy()))

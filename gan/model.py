@@ -1,12 +1,15 @@
 """A trained pair of networks as plain bytes: architecture in words, weights as safetensors."""
 
 from dataclasses import asdict, dataclass
-from typing import Self
+from typing import Self, TypeVar
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from gan.networks import Discriminator, Generator, ProgressiveFeatures
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,15 @@ class Architecture:
             return cls(**values)
         except TypeError as error:
             raise ValueError(f"architecture {values} does not fit this version: {error}") from None
+
+
+def place(network: Network, device: torch.device) -> Network:
+    """Move a network to a device, channels innermost: convolutions on CPU and GPU run faster so."""
+    network.to(device)
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network
 
 
 def weights_to_bytes(generator: nn.Module, discriminator: nn.Module) -> bytes:

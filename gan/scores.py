@@ -91,8 +91,10 @@ def conformal_threshold(normal_scores: Sequence[float], false_positive_rate: flo
     """The score above which the conformal p-value is at most `false_positive_rate`.
 
     Raises:
-        ValueError: If there are too few normals for so low a rate.
+        ValueError: If the rate is not between 0 and 1, or too low for so few normals.
     """
+    if not 0.0 < false_positive_rate < 1.0:
+        raise ValueError(f"false_positive_rate={false_positive_rate} must be above 0 and below 1")
     n = len(normal_scores)
     allowed = int(np.floor(false_positive_rate * (n + 1) + 1e-9)) - 1
     if allowed < 0:

@@ -1,19 +1,18 @@
 """Everything that training changes, and how one batch changes it."""
 
 import copy
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gan.ema import update_ema
-from gan.model import Architecture
+from gan.model import Architecture, place
 from gan.schedule import Phase
 from gan.step import Objective, StepInput, training_step
-
-Network = TypeVar("Network", bound=nn.Module)
 
 ADAM_BETAS = (0.0, 0.99)
 
@@ -59,12 +58,12 @@ class TrainingState:
         torch.manual_seed(seed)
         self.rates = rates
         self.device = device
-        self.generator = _place(architecture.generator(), device)
-        self.discriminator = _place(architecture.discriminator(), device)
+        self.generator = place(architecture.generator(), device)
+        self.discriminator = place(architecture.discriminator(), device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.optimizer_g = _adam(self.generator, rates.generator_lr)
         self.optimizer_d = _adam(self.discriminator, rates.discriminator_lr)
-        self.latents = torch.Generator().manual_seed((seed << 20) + rank)
+        self.latents = torch.Generator().manual_seed(_rank_seed(seed, rank))
         self.images_seen = 0
         self.num_steps = 0
         self._wrapped: tuple[nn.Module, nn.Module] = (self.generator, self.discriminator)
@@ -144,13 +143,10 @@ class TrainingState:
 _STATEFUL = ("generator", "discriminator", "average", "optimizer_g", "optimizer_d")
 
 
-def _place(network: Network, device: torch.device) -> Network:
-    """Move a network to a device, channels innermost: convolutions on CPU and GPU run faster so."""
-    network.to(device)
-    for parameter in network.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    return network
+def _rank_seed(seed: int, rank: int) -> int:
+    # torch's CPU generator keeps the low 32 bits only, so both numbers must reach those.
+    digest = hashlib.sha256(f"{seed}:{rank}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")
 
 
 def _adam(network: nn.Module, lr: float) -> torch.optim.Adam:

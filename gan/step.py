@@ -85,6 +85,7 @@ def _discriminator_step(
     inputs: StepInput,
     objective: Objective,
 ) -> dict[str, Tensor]:
+    assert (objective.alpha > 0) == (inputs.abnormal is not None), "alpha needs abnormal images"
     r1_due = objective.r1_weight > 0 and inputs.index % objective.r1_interval == 0
     real = inputs.real.detach().requires_grad_(r1_due)
     parts = [real, fake] if inputs.abnormal is None else [real, fake, inputs.abnormal]

@@ -29,8 +29,6 @@ LATENT_DIM = 6
 TOLERANCE = 1e-10
 # (stage, fading), entered one after the other.
 PHASES = [(1, True), (1, False), (2, True), (2, False)]
-
-
 # Name of a case and its weight of R1.
 CASES = {"no_r1": 0.0, "r1": 5.0}
 
@@ -43,7 +41,7 @@ class Recorder(torch.optim.SGD):
         self.names = [name for name, _ in network.named_parameters()]
         self.seen: list[Gradients] = []
 
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are unused
+    def step(self, closure: None = None) -> None:
         parameters = self.param_groups[0]["params"]
         named = zip(self.names, parameters, strict=True)
         self.seen.append({n: p.grad.clone() for n, p in named if p.grad is not None})

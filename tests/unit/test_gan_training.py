@@ -110,14 +110,22 @@ def test_a_step_pushes_logits_the_right_way() -> None:
 
 def test_the_generator_step_leaves_the_discriminator_alone() -> None:
     generator, discriminator = _networks()
+    for network in (generator, discriminator):
+        network.activate(1, fading=True)
     objective = Objective(gamma=1.0, alpha=0.0, r1_weight=1.0, r1_interval=1)
     before = copy.deepcopy(discriminator.state_dict())
     optimizers = _sgd(generator, lr=1.0), _sgd(discriminator, lr=0.0)
+    gradients: list[Tensor] = []
+    optimizers[1].register_step_post_hook(
+        lambda *_: gradients.extend(p.grad.clone() for p in discriminator.parameters())
+    )
     start = copy.deepcopy(generator.state_dict())
     training_step(generator, discriminator, *optimizers, _inputs(0), objective)
     for name, tensor in discriminator.state_dict().items():
         assert torch.equal(tensor, before[name])
-    assert all(p.requires_grad for p in discriminator.parameters())
+    for parameter, gradient in zip(discriminator.parameters(), gradients, strict=True):
+        assert parameter.requires_grad
+        assert torch.equal(parameter.grad, gradient)
     assert any(not torch.equal(t, start[name]) for name, t in generator.state_dict().items())
 
 
