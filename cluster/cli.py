@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -135,12 +136,15 @@ def parse(argv: Sequence[str]) -> tuple[str, Config]:
 
     Raises:
         UserError: If the configuration is wrong.
-        SystemExit: For --help, --print-config, and words argparse does not know.
+        SystemExit: For --help, --print-config, --print-schema, and unknown words.
     """
     args = vars(_parser().parse_args(argv))
     name: str = args.pop("command")
     path = args.pop("config") or _default_config(COMMANDS[name], args)
-    show = args.pop("print_config")
+    show, schema = args.pop("print_config"), args.pop("print_schema")
+    if schema:
+        print(json.dumps(Config.model_json_schema(), indent=1))
+        raise SystemExit(0)
     config = load_config(path, args)
     if show:
         print(dump_config(config), end="")
@@ -180,9 +184,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--config", metavar="FILE", default=None, help="YAML file with these settings"
         )
-        sub.add_argument(
-            "--print-config", action="store_true", default=False, help="show the result and stop"
-        )
+        for option, text in _SHOW.items():
+            sub.add_argument(option, action="store_true", default=False, help=text)
         _add_fields(sub, command)
     return parser
 
@@ -216,6 +219,10 @@ def _field_help(dotted: str) -> str:
     return f"{info.description} [default {info.default!r}{allowed}]".replace("%", "%%")
 
 
+_SHOW = {
+    "--print-config": "show the resolved settings as YAML and stop",
+    "--print-schema": "show the JSON schema of the settings, for editors, and stop",
+}
 _BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
 
 

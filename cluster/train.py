@@ -53,6 +53,7 @@ def claim_run(config: Config) -> None:
     Raises:
         UserError: If the data set does not fit, or the directory holds another run.
     """
+    tracking.tracking_uri(config)
     index = load_index(Store(config.data.uri))
     _check_dataset(config, index)
     run = Store(config.run.dir)

@@ -1,7 +1,9 @@
 """The configuration tree: what is accepted, and what a person is told about mistakes."""
 
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
@@ -85,6 +87,18 @@ def test_print_config_shows_what_would_run(capsys: pytest.CaptureFixture[str]) -
         parse(["train", "--objective.gamma", "0.25", "--print-config"])
     assert stop.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["objective"]["gamma"] == 0.25
+
+
+def test_schema_for_editors_accepts_what_is_dumped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse(["train", "--print-schema"])
+    assert stop.value.code == 0
+    schema = json.loads(capsys.readouterr().out)
+    tree = yaml.safe_load(dump_config(load_config()))
+    jsonschema.validate(tree, schema)
+    tree["objective"]["gama"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="gama"):
+        jsonschema.validate(tree, schema)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
