@@ -4,8 +4,6 @@ import hashlib
 import importlib.metadata
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,8 +13,9 @@ from tqdm import tqdm
 
 from cluster.config import Config
 from cluster.errors import UserError
+from cluster.mlflow_client import SQLITE, connect
 from cluster.ray_session import ray_session
-from cluster.tracking import tracking_uri
+from cluster.tracking import public_uri, tracking_uri
 from data.dataset import ShardInfo, load_index
 from data.errors import DataError
 from data.store import Store
@@ -46,6 +45,10 @@ def doctor(config: Config) -> int:
         except (UserError, DataError) as error:
             num_failed += 1
             print(f"FAIL  {name}: {error}")
+        # A check that breaks in a way nobody thought of has failed, and the others still matter.
+        except Exception as error:
+            num_failed += 1
+            print(f"FAIL  {name}: {type(error).__name__}: {error}")
     return 1 if num_failed else 0
 
 
@@ -54,7 +57,10 @@ def check_versions(config: Config) -> Iterator[str]:
     pins = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line)
     wrong = []
     for name in _PINNED:
-        installed = importlib.metadata.version(name).partition("+")[0]
+        try:
+            installed = importlib.metadata.version(name).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            installed = "not installed"
         if installed != pins[name]:
             wrong.append(f"{name} is {installed}, pinned is {pins[name]}")
     if wrong:
@@ -106,26 +112,35 @@ def check_data(config: Config) -> Iterator[str]:
 def check_run_dir(config: Config) -> Iterator[str]:
     """A small object can be written to the run directory, read back and deleted."""
     store = Store(config.run.dir)
-    store.write_bytes(_PROBE, b"probe")
-    if store.read_bytes(_PROBE) != b"probe":
-        raise UserError(f"{store.uri} returns other bytes than were written; check the store")
-    store.delete(_PROBE)
+    _probe(store)
     yield f"{store.uri} can be written"
 
 
 def check_mlflow(config: Config) -> Iterator[str]:
-    """The tracking server answers."""
+    """MLflow answers; a database that is not there yet could be made."""
     uri = tracking_uri(config)
-    if uri.startswith(("http://", "https://")):
-        try:
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_S):
-                yield f"{uri} answers"
-        except (urllib.error.URLError, OSError) as error:
-            raise UserError(
-                f"tracking.uri={uri} does not answer ({error}); start the server or mend the URI"
-            ) from None
-    else:
-        yield f"{uri}, no server needed"
+    shown = public_uri(uri)
+    database = Path(uri.removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and not database.exists():
+        _probe(Store(str(database.parent)))
+        yield f"{shown} will be made by the first job"
+        return
+    try:
+        connect(uri).search_experiments(max_results=1)
+    # Beneath MLflow lie HTTP clients and database drivers with errors of their own.
+    except Exception as error:
+        reason = public_uri(" ".join(str(error).split())[:200])
+        raise UserError(
+            f"tracking.uri={shown} does not answer ({reason}); start the server or mend the URI"
+        ) from None
+    yield f"{shown} answers"
+
+
+def _probe(store: Store) -> None:
+    store.write_bytes(_PROBE, b"probe")
+    if store.read_bytes(_PROBE) != b"probe":
+        raise UserError(f"{store.uri} returns other bytes than were written; check the store")
+    store.delete(_PROBE)
 
 
 def _shard_fault(store: Store, shard: ShardInfo) -> str | None:

@@ -3,12 +3,16 @@
 import contextlib
 import logging
 import os
+import socket
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
 import ray
 
 from cluster.errors import UserError
+
+_TIMEOUT_S = 5
 
 
 @contextlib.contextmanager
@@ -50,6 +54,7 @@ def ray_session(min_cpus: float) -> Iterator[None]:
 
 
 def _connect(address: str) -> None:
+    _check_port(address)
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -63,3 +68,17 @@ def _tighten_token() -> None:
     token = Path.home() / ".ray" / "auth_token"
     if token.exists():
         token.chmod(0o600)
+
+
+def _check_port(address: str) -> None:
+    """Fail within seconds where Ray itself would wait for minutes."""
+    try:
+        place = urllib.parse.urlsplit(address if "://" in address else f"//{address}")
+        if not place.hostname or not place.port:
+            return
+        socket.create_connection((place.hostname, place.port), timeout=_TIMEOUT_S).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"RAY_ADDRESS={address} does not answer ({error}); "
+            "start it (`ray start --head`) or unset RAY_ADDRESS"
+        ) from None

@@ -4,13 +4,15 @@ Everything worth tracking is in the run directory first: rows of metrics.jsonl, 
 Rank 0 sends them on from a thread while it trains. A row carries its own time, so sending it twice
 changes nothing; whatever an outage kept back is therefore sent again, whole, by `finish_run` or by
 the next command on the same run. No caller ever waits for MLflow while it works.
+
+Errors come from MLflow, but as well from the database's driver or the artifact store's client
+beneath it. None of them may end a job, so every contact with MLflow catches all.
 """
 
 import contextlib
 import json
-import logging
-import os
 import queue
+import re
 import sys
 import tempfile
 import threading
@@ -20,28 +22,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-# A server that is down must be noticed in seconds; MLflow's own defaults retry for minutes.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
 
-from cluster import __version__
 from cluster.config import Config
 from cluster.errors import UserError
-from data.errors import DataError
+from cluster.mlflow_client import (
+    SQLITE,
+    UNSENT,
+    connect,
+    create_run,
+    is_active,
+    params_of,
+    send_file,
+    send_rows,
+    send_unsent,
+)
 from data.store import Store
 
 RECORD = "tracking.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples/"
-_BATCH = 500
+_SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
 _MAX_BACKOFF_S = 30.0
-
-logging.getLogger("alembic").setLevel(logging.WARNING)
-logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,32 @@ class RunRef:
 def tracking_uri(config: Config) -> str:
     """tracking.uri, or an SQLite file in a local run directory.
 
+    A relative SQLite path is made absolute, because workers have other working directories.
+
     Raises:
-        UserError: If the run directory is remote and no URI is given.
+        UserError: If MLflow knows no such URI, or none is given and the run directory is remote.
     """
-    if config.tracking.uri:
-        return config.tracking.uri
+    if uri := config.tracking.uri:
+        scheme = re.split(r"[:+]", uri)[0]
+        path = uri.removeprefix(SQLITE)
+        if scheme not in _SCHEMES or (scheme == "sqlite" and path in ("", uri)):
+            raise UserError(
+                f"tracking.uri={uri} is no place for MLflow; use http://host:5000 or "
+                "sqlite:///folder/mlflow.db"
+            )
+        return f"{SQLITE}{Path(path).absolute()}" if scheme == "sqlite" else uri
     store = Store(config.run.dir)
     if not store.is_local:
         raise UserError(
             f"tracking.uri is empty and run.dir={config.run.dir} is remote, where MLflow's "
             "database cannot be; give tracking.uri, such as http://mlflow:5000"
         )
-    return f"sqlite:///{store.local_path('mlflow.db')}"
+    return f"{SQLITE}{store.local_path('mlflow.db')}"
+
+
+def public_uri(uri: str) -> str:
+    """The URI as it may be shown: without user and password."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
 
 
 @contextlib.contextmanager
@@ -100,7 +116,7 @@ def tracked_run(config: Config, *, name: str, parent_run_id: str | None = None) 
 
 
 def open_run(config: Config, *, name: str, parent_run_id: str | None = None) -> RunRef:
-    """Open the MLflow run of a run directory, the same one each time.
+    """Open the MLflow run of a run directory: the same one each time, unless it was deleted.
 
     Args:
         config: Configuration of the run.
@@ -111,17 +127,18 @@ def open_run(config: Config, *, name: str, parent_run_id: str | None = None) -> 
         The run; without an id if MLflow did not answer, which stops nobody.
     """
     run, uri = Store(config.run.dir), tracking_uri(config)
-    ref = load_run(config)
-    if ref is None or ref.uri != uri:
-        ref = RunRef(uri, None)
+    old = load_run(config)
+    run_id = old.run_id if old and old.uri == uri else None
     try:
-        client = _client(uri, run)
-        run_id = ref.run_id or _create(client, config, name, parent_run_id)
-        ref = RunRef(uri, run_id)
+        client = connect(uri)
+        if run_id is None or not is_active(client, run_id):
+            run_id = create_run(client, uri, config, name, parent_run_id)
+        if not client.get_run(run_id).data.params:
+            client.log_batch(run_id, params=params_of(config))
         client.update_run(run_id, status="RUNNING")
-    except _OUTAGES as error:
+    except Exception as error:
         _warn(uri, error)
-    ref = RunRef(uri, ref.run_id)
+    ref = RunRef(uri, run_id)
     _record(run, ref)
     return ref
 
@@ -133,7 +150,7 @@ def load_run(config: Config) -> RunRef | None:
 
 
 def finish_run(config: Config, status: str, *, name: str, parent_run_id: str | None = None) -> None:
-    """Send what is missing and end the run in MLflow.
+    """End the run in MLflow and send what is missing.
 
     Args:
         config: Configuration of the run.
@@ -148,21 +165,23 @@ def finish_run(config: Config, status: str, *, name: str, parent_run_id: str | N
     if ref.run_id is None:
         return
     try:
-        client = _client(ref.uri, run)
+        client = connect(ref.uri)
+        # First, so that the end shows even where only artifacts cannot be sent.
+        client.set_terminated(ref.run_id, status)
         if not ref.complete:
             mirror(client, ref.run_id, run)
             _record(run, RunRef(ref.uri, ref.run_id, complete=True))
-        client.set_terminated(ref.run_id, status)
-    except _OUTAGES as error:
+        send_unsent(client, ref.run_id, run)
+    except Exception as error:
         _warn(ref.uri, error)
 
 
 def mirror(client: MlflowClient, run_id: str, run: Store) -> None:
     """Send all rows and sample pictures of a run directory."""
     rows = run.read_bytes(METRICS).decode().splitlines() if run.exists(METRICS) else []
-    _send_rows(client, run_id, [json.loads(row) for row in rows])
+    send_rows(client, run_id, [json.loads(row) for row in rows])
     for path in run.list(SAMPLES, ".png"):
-        _send_file(client, run_id, path, run.read_bytes(path))
+        send_file(client, run_id, path, run.read_bytes(path))
 
 
 def log_results(
@@ -170,26 +189,36 @@ def log_results(
 ) -> None:
     """Add the outcome of a job to its run in MLflow; does nothing where none was opened.
 
+    What an outage keeps back waits in the run directory, under `unsent/`, for the next call of this
+    or of `finish_run`.
+
     Args:
         config: Configuration of the run.
         metrics: Values by name.
         files: Contents by path in the run's artifacts.
     """
     ref = load_run(config)
-    if ref is None or ref.run_id is None:
+    if ref is None:
         return
+    run, now_ms = Store(config.run.dir), int(time.time() * 1000)
+    row = {"images_seen": 0, "time_ms": now_ms} | metrics
     try:
-        client = _client(ref.uri, Store(config.run.dir))
-        now_ms = int(time.time() * 1000)
-        _send_rows(client, ref.run_id, [{"images_seen": 0, "time_ms": now_ms} | metrics])
+        if ref.run_id is None:
+            raise ConnectionError("the run could not be opened yet")
+        client = connect(ref.uri)
+        send_unsent(client, ref.run_id, run)
+        send_rows(client, ref.run_id, [row])
         with tempfile.TemporaryDirectory() as folder:
             for path, payload in (files or {}).items():
                 local = Path(folder) / path
                 local.parent.mkdir(parents=True, exist_ok=True)
                 local.write_bytes(payload)
             client.log_artifacts(ref.run_id, folder)
-    except _OUTAGES as error:
+    except Exception as error:
         _warn(ref.uri, error)
+        for path, payload in (files or {}).items():
+            run.write_bytes(f"{UNSENT}files/{path}", payload)
+        run.write_bytes(f"{UNSENT}{now_ms}.json", json.dumps(row).encode())
 
 
 class Tracker:
@@ -205,6 +234,7 @@ class Tracker:
         self._waiting: queue.SimpleQueue[dict[str, Any] | tuple[str, bytes] | None]
         self._waiting = queue.SimpleQueue()
         self._closing = threading.Event()
+        self._complete = False
         self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
         self._thread.start()
 
@@ -221,7 +251,7 @@ class Tracker:
         self._waiting.put(None)
         self._thread.join(timeout_s)
         self._closing.set()
-        complete = not self._thread.is_alive() and self._ref.run_id is not None
+        complete = self._complete
         _record(self._run, RunRef(self._ref.uri, self._ref.run_id, complete))
         return complete
 
@@ -231,22 +261,19 @@ class Tracker:
                 try:
                     self._send(item)
                     break
-                except _OUTAGES:
+                except Exception:
                     if self._closing.wait(backoff_s):
                         return
+        self._complete = self._ref.run_id is not None
 
     def _send(self, item: dict[str, Any] | tuple[str, bytes]) -> None:
         if self._ref.run_id is None:
             return
-        client = _client(self._ref.uri, self._run)
+        client = connect(self._ref.uri)
         if isinstance(item, dict):
-            _send_rows(client, self._ref.run_id, [item])
+            send_rows(client, self._ref.run_id, [item])
         else:
-            _send_file(client, self._ref.run_id, *item)
-
-
-# MLflow wraps what its server and its database say; files and sockets fail with OSError.
-_OUTAGES = (MlflowException, OSError, DataError)
+            send_file(client, self._ref.run_id, *item)
 
 
 def _backoff() -> Iterator[float]:
@@ -256,64 +283,6 @@ def _backoff() -> Iterator[float]:
         wait_s = min(wait_s * 2, _MAX_BACKOFF_S)
 
 
-def _client(uri: str, run: Store) -> MlflowClient:
-    if uri.startswith("sqlite:///"):
-        Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri)
-
-
-def _create(client: MlflowClient, config: Config, name: str, parent_run_id: str | None) -> str:
-    tags = {"mlflow.runName": name, "code_version": __version__, "data_uri": config.data.uri}
-    if parent_run_id:
-        tags["mlflow.parentRunId"] = parent_run_id
-    experiment = _experiment(client, config)
-    run_id: str = client.create_run(experiment, tags=tags).info.run_id
-    params = [
-        Param(f"{section}.{field}", str(value))
-        for section, fields in config.model_dump(mode="json").items()
-        for field, value in fields.items()
-    ]
-    client.log_batch(run_id, params=params)
-    return run_id
-
-
-def _experiment(client: MlflowClient, config: Config) -> str:
-    name, uri = config.tracking.experiment, tracking_uri(config)
-    location = None
-    if uri.startswith("sqlite:///"):
-        # Without a server MLflow would put artifacts into the current directory.
-        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts").as_uri()
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name, artifact_location=location))
-        except MlflowException:
-            # Another job made it between the two calls.
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
-
-
-def _send_rows(client: MlflowClient, run_id: str, rows: list[dict[str, Any]]) -> None:
-    metrics = [
-        Metric(name, value, row["time_ms"], row["images_seen"])
-        for row in rows
-        for name, value in row.items()
-        if name not in ("images_seen", "time_ms")
-    ]
-    for start in range(0, len(metrics), _BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
-
-
-def _send_file(client: MlflowClient, run_id: str, path: str, payload: bytes) -> None:
-    folder, _, name = path.rpartition("/")
-    with tempfile.TemporaryDirectory() as temporary:
-        local = Path(temporary) / name
-        local.write_bytes(payload)
-        client.log_artifact(run_id, str(local), folder or None)
-
-
 def _record(run: Store, ref: RunRef) -> None:
     run.write_bytes(RECORD, json.dumps(asdict(ref), indent=1).encode())
 
@@ -321,6 +290,6 @@ def _record(run: Store, ref: RunRef) -> None:
 def _warn(uri: str, error: Exception) -> None:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     print(
-        f"warning: MLflow at {uri} does not answer ({reason[:200]}); the run goes on",
+        f"warning: MLflow at {public_uri(uri)} failed: {public_uri(reason[:200])}; the run goes on",
         file=sys.stderr,
     )

@@ -1,11 +1,20 @@
 """The doctor finds what would stop a job."""
 
+import importlib.metadata
+import time
 from pathlib import Path
 
 import pytest
 
 from cluster.config import Config, load_config
-from cluster.doctor import check_data, check_mlflow, check_run_dir, check_versions
+from cluster.doctor import (
+    check_data,
+    check_mlflow,
+    check_ray,
+    check_run_dir,
+    check_versions,
+    doctor,
+)
 from cluster.errors import UserError
 from data.errors import DataError
 from data.pack import pack
@@ -59,10 +68,50 @@ def test_run_directory_that_is_a_file(tmp_path: Path) -> None:
         list(check_run_dir(load_config(None, {"run.dir": str(tmp_path / "run")})))
 
 
-def test_tracking_server_that_is_away(config: Config) -> None:
-    away = config.tracking.model_copy(update={"uri": "http://127.0.0.1:9"})
-    with pytest.raises(UserError, match="does not answer"):
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "postgresql://u:secret@127.0.0.1:9/db"])
+def test_tracking_server_that_is_away(config: Config, uri: str) -> None:
+    away = config.tracking.model_copy(update={"uri": uri})
+    with pytest.raises(UserError, match="does not answer") as caught:
         list(check_mlflow(config.model_copy(update={"tracking": away})))
+    assert "secret" not in str(caught.value)
+
+
+def test_database_that_cannot_be_made(config: Config) -> None:
+    nowhere = config.tracking.model_copy(update={"uri": "sqlite:////proc/nowhere/mlflow.db"})
+    with pytest.raises(DataError, match="writing /proc/nowhere/doctor-probe failed"):
+        list(check_mlflow(config.model_copy(update={"tracking": nowhere})))
+
+
+def test_looking_for_mlflow_makes_nothing(config: Config) -> None:
+    assert "will be made" in next(check_mlflow(config))
+    assert Store(config.run.dir).list() == []
+
+
+def test_dead_ray_cluster_is_found_within_seconds(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    started_s = time.monotonic()
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=127\.0\.0\.1:9 does not"):
+        list(check_ray(config))
+    assert time.monotonic() - started_s < 10
+
+
+def test_unreachable_store_is_found_and_the_other_checks_go_on(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    data = config.data.model_copy(update={"uri": "s3://nowhere/data"})
+    started_s = time.monotonic()
+    assert doctor(config.model_copy(update={"data": data})) == 1
+    assert time.monotonic() - started_s < 30
+    text = capsys.readouterr().out
+    assert "FAIL  data: " in text
+    assert "AWS_ENDPOINT_URL" in text
+    assert "ok    run.dir: " in text
 
 
 def test_installed_versions_are_the_pinned_ones(config: Config) -> None:
@@ -72,4 +121,13 @@ def test_installed_versions_are_the_pinned_ones(config: Config) -> None:
 def test_other_versions_are_told(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0.0.1")
     with pytest.raises(UserError, match=r"torch is 0\.0\.1, pinned is 2\.13\.0"):
+        list(check_versions(config))
+
+
+def test_missing_package_is_told(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    with pytest.raises(UserError, match="torch is not installed"):
         list(check_versions(config))

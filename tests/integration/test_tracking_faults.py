@@ -1,0 +1,130 @@
+"""What goes wrong beneath MLflow, or by hand, neither stops a job nor loses anything."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from cluster import tracking
+from cluster.config import Config, load_config
+from cluster.errors import UserError
+from cluster.tracking import METRICS, Tracker, finish_run, load_run, log_results, open_run
+from data.store import Store
+
+ROW = {"images_seen": 100, "time_ms": 1_000_001, "train/loss_d": 0.5}
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One database for all tests here, since making its tables takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture
+def config(tmp_path: Path, uri: str) -> Config:
+    return load_config(None, {"run.dir": str(tmp_path), "tracking.uri": uri})
+
+
+@pytest.fixture
+def dead_artifacts(config: Config, uri: str, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A configuration whose artifacts go to an S3 store that is down."""
+    for name in ("AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    client = MlflowClient(uri)
+    if client.get_experiment_by_name("dead") is None:
+        client.create_experiment("dead", artifact_location="s3://dead/artifacts")
+    section = config.tracking.model_copy(update={"experiment": "dead"})
+    return config.model_copy(update={"tracking": section})
+
+
+def _run_id(config: Config) -> str:
+    ref = load_run(config)
+    assert ref is not None
+    assert ref.run_id is not None
+    return ref.run_id
+
+
+def test_artifact_store_down_loses_nothing(dead_artifacts: Config, uri: str) -> None:
+    run = Store(dead_artifacts.run.dir)
+    tracker = Tracker(open_run(dead_artifacts, name="one"), run)
+    tracker.picture("samples/a.png", b"png")
+    tracker.row(ROW)
+    assert not tracker.close(timeout_s=10)
+    run.write_bytes(METRICS, json.dumps(ROW).encode())
+    finish_run(dead_artifacts, "FINISHED", name="one")
+    assert MlflowClient(uri).get_run(_run_id(dead_artifacts)).data.metrics == {"train/loss_d": 0.5}
+
+
+def test_artifact_store_down_fails_no_job(dead_artifacts: Config, uri: str) -> None:
+    with tracking.tracked_run(dead_artifacts, name="one"):
+        Store(dead_artifacts.run.dir).write_bytes("samples/a.png", b"png")
+    assert MlflowClient(uri).get_run(_run_id(dead_artifacts)).info.status == "FINISHED"
+
+
+def test_results_of_an_outage_are_sent_later(
+    config: Config, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_run(config, name="one")
+    with monkeypatch.context() as away:
+        away.setattr(tracking, "connect", _refuse)
+        log_results(config, {"test/auroc": 0.9}, {"report/report.html": b"<p>"})
+    finish_run(config, "FINISHED", name="one")
+    client = MlflowClient(uri)
+    assert client.get_run(_run_id(config)).data.metrics == {"test/auroc": 0.9}
+    found = client.list_artifacts(_run_id(config), "report")
+    assert [file.path for file in found] == ["report/report.html"]
+    assert Store(config.run.dir).list("unsent/") == []
+
+
+def test_deleted_run_is_replaced(config: Config, uri: str) -> None:
+    first = open_run(config, name="one").run_id
+    assert first is not None
+    MlflowClient(uri).delete_run(first)
+    second = open_run(config, name="one").run_id
+    assert second not in (None, first)
+
+
+def test_outage_while_a_run_is_created_leaves_one_run_with_all_settings(
+    config: Config, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as away:
+        away.setattr(MlflowClient, "log_batch", _refuse)
+        first = open_run(config, name="one").run_id
+    assert open_run(config, name="one").run_id == first is not None
+    assert MlflowClient(uri).get_run(first).data.params["objective.gamma"] == "0.7"
+
+
+def test_password_of_the_uri_is_not_shown(
+    config: Config, uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_run(config, name="one")
+    assert "tracking.uri" not in MlflowClient(uri).get_run(_run_id(config)).data.params
+    section = config.tracking.model_copy(update={"uri": "http://me:secret@127.0.0.1:9"})
+    open_run(config.model_copy(update={"tracking": section}), name="one")
+    text = capsys.readouterr().err
+    assert "***@127.0.0.1:9" in text
+    assert "secret" not in text
+
+
+def test_relative_sqlite_is_one_file_for_all_workers(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = config.tracking.model_copy(update={"uri": "sqlite:///mlflow.db"})
+    relative = config.model_copy(update={"tracking": section})
+    assert tracking.tracking_uri(relative) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+@pytest.mark.parametrize("wrong", ["mlruns", "/tmp/mlruns", "file:///mlruns", "foo://x", "sqlite:"])
+def test_places_mlflow_does_not_know_are_refused(config: Config, wrong: str) -> None:
+    section = config.tracking.model_copy(update={"uri": wrong})
+    with pytest.raises(UserError, match=r"tracking\.uri=.*; use http"):
+        open_run(config.model_copy(update={"tracking": section}), name="one")
+
+
+def _refuse(*_: object, **__: object) -> None:
+    raise ConnectionError("away")
