@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import yaml
 
-from cluster.config import Config, Section, dump_config, load_config
+from cluster.config import Config, Run, Section, dump_config, load_config
 from data.store import Store
 
 DEMO_CONFIG = Path(__file__).with_name("demo.yaml")
@@ -155,8 +155,8 @@ def parse(argv: Sequence[str]) -> tuple[str, Config]:
 def _default_config(command: Command, overrides: dict[str, Any]) -> str | None:
     if command.config:
         return str(command.config)
-    if command.continues and "run.dir" in overrides:
-        run = Store(str(overrides["run.dir"]))
+    if command.continues:
+        run = Store(str(overrides.get("run.dir", Run().dir)))
         return run.url("config.yaml") if run.exists("config.yaml") else None
     return None
 
@@ -199,7 +199,9 @@ def _add_fields(parser: argparse.ArgumentParser, command: Command) -> None:
             dotted = f"{section}.{field}"
             if dotted not in positional:
                 text = _field_help(dotted) if shown else argparse.SUPPRESS
-                group.add_argument(f"--{dotted}", metavar="VALUE", type=_value, help=text)
+                is_text = _section(section).model_fields[field].annotation is str
+                read = str if is_text else _value
+                group.add_argument(f"--{dotted}", metavar="VALUE", type=read, help=text)
 
 
 def _section(name: str) -> type[Section]:

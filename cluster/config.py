@@ -96,7 +96,7 @@ class Schedule(Section):
     """Length of each fade-in, in kimg."""
     steady_kimg: Kimg = 100.0
     """Length of each stage below the last after its fade, in kimg."""
-    final_kimg: Annotated[float, Field(gt=0, le=1_000_000)] = 400.0
+    final_kimg: Annotated[float, Field(ge=0.001, le=1_000_000)] = 400.0
     """Length of the last stage after its fade, in kimg."""
 
 
@@ -140,7 +140,7 @@ class Inspect(Section):
     """What is inspected and how the decision is made."""
 
     dir: Location = Field("", max_length=4096)
-    """Output directory; empty means <run.dir>/inspection/<split>."""
+    """Output directory, not used to calibrate; empty means <run.dir>/inspection/<split>."""
     split: Literal["validation", "test"] = "test"
     """Split of the data set to inspect."""
     false_positive_rate: float = Field(0.05, gt=0, lt=1)
@@ -162,7 +162,7 @@ class Cluster(Section):
     """GPUs reserved for each worker or actor."""
     max_failures: int = Field(3, ge=-1, le=1000)
     """Worker failures survived before a training run gives up; -1 means any number."""
-    checkpoint_kimg: float = Field(50.0, gt=0, le=100_000)
+    checkpoint_kimg: float = Field(50.0, ge=0.001, le=100_000)
     """Images between two checkpoints, in kimg."""
     keep_checkpoints: int = Field(2, ge=1, le=1000)
     """Checkpoints kept."""
@@ -213,6 +213,18 @@ class Config(Section):
     tune: Tune = Tune()
 
     @model_validator(mode="after")
+    def _levels_exist(self) -> "Config":
+        # One level for each halving down to 4 pixels; at 4 pixels itself there is one as well.
+        num_levels = max(1, self.networks.resolution.bit_length() - 3)
+        for level in self.search.feature_levels:
+            if not -num_levels <= level < num_levels:
+                raise ValueError(
+                    f"search.feature_levels has {level}, networks.resolution="
+                    f"{self.networks.resolution} gives levels {-num_levels} to {num_levels - 1}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _batches_divide(self) -> "Config":
         ranks, group = self.cluster.num_workers, self.networks.group_size
         for name in ("batch", "abnormal_batch"):
@@ -255,9 +267,9 @@ def dump_config(config: Config) -> str:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    folder, _, name = path.rpartition("/")
+    folder, slash, name = path.rpartition("/")
     try:
-        tree = yaml.safe_load(Store(folder or ".").read_bytes(name))
+        tree = yaml.safe_load(Store(folder or slash or ".").read_bytes(name))
     except DataError as error:
         raise UserError(f"--config {path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

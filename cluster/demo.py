@@ -67,7 +67,9 @@ def demo_runs(config: Config) -> dict[str, Config]:
         data = config.data.model_copy(update={"uri": root.url("data")})
         objective = config.objective.model_copy(update={"gamma": g, "alpha": a})
         tracked = config.tracking.model_copy(update={"uri": tracking.tracking_uri(config)})
+        inspect = config.inspect.model_copy(update={"dir": "", "split": "test"})
         update = {"run": run, "data": data, "objective": objective, "tracking": tracked}
+        update["inspect"] = inspect
         runs[name] = config.model_copy(update=update)
     return runs
 
@@ -91,12 +93,14 @@ def _print_summary(
     for title in _COLUMNS.values():
         table.add_column(title, justify="right")
     for name in runs:
-        cells = (f"{summary[name][column]:.3f}" for column in _COLUMNS)
-        table.add_row(name, *cells)
+        values = (summary[name][column] for column in _COLUMNS)
+        table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
     console.print(table)
     report = Store(runs[METHOD].run.dir).url("inspection/test/report.html")
     uri = tracking.tracking_uri(config)
     python = shlex.quote(sys.executable)
     print(f"report:  {report}")
     print(f"compare: {python} -m mlflow ui --backend-store-uri {shlex.quote(uri)}")
+    if page := tracking.comparison_page(list(runs.values())):
+        print(f"         then http://localhost:5000/{page}")
     print(f"seconds: {summary['seconds']}")

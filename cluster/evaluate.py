@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cluster.config import Config
 from cluster.errors import UserError
@@ -24,8 +24,8 @@ EXPLANATIONS = {
     "auroc_seen": "the same, for kinds of anomaly known in training",
     "auroc_unseen": "the same, for kinds nobody labelled for training",
     "average_precision": "precision averaged over recall",
-    "best_f1": "best F1 over all thresholds on these very images; no decision rule",
-    "f1": "F1 of the decisions, made at the threshold fitted on validation images",
+    "best_f1": "F1 at the threshold that gave the best F1 on validation images",
+    "f1": "F1 of the decisions, made for the false-positive rate on validation normals",
     "precision": "share of true anomalies among images decided abnormal",
     "recall": "share of anomalies that were decided abnormal",
     "false_positive_rate": "share of normal images that were decided abnormal",
@@ -55,10 +55,10 @@ def evaluate_run(config: Config) -> dict[str, Any]:
         UserError: If the inspection has not finished, or lacks normal or abnormal images.
     """
     out = inspection_store(config)
-    read_manifest(out)
+    calibration = read_manifest(out)["calibration"] or {}
     seen_kinds = load_index(Store(config.data.uri)).kinds.get("train-abnormal", {})
     try:
-        metrics = evaluate(read_scores(out), seen_kinds)
+        metrics = evaluate(read_scores(out), seen_kinds, calibration.get("f1_threshold"))
     except UserError as error:
         raise UserError(f"{out.uri}: {error}") from None
     metrics["num_failed"] = len(read_failed(out))
@@ -69,12 +69,15 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     return metrics
 
 
-def evaluate(table: pd.DataFrame, seen_kinds: Iterable[str]) -> dict[str, Any]:
+def evaluate(
+    table: pd.DataFrame, seen_kinds: Iterable[str], f1_threshold: float | None
+) -> dict[str, Any]:
     """Compare scores and decisions with labels; images without a label are left out.
 
     Args:
         table: Scores, as `read_scores` gives them.
         seen_kinds: Kinds of anomaly that training knew.
+        f1_threshold: Lowest score called abnormal at the best F1 on validation images, if known.
 
     Returns:
         The numbers of `EXPLANATIONS` except `num_failed`, and `auroc_by_kind`: the AUROC of the
@@ -100,7 +103,7 @@ def evaluate(table: pd.DataFrame, seen_kinds: Iterable[str]) -> dict[str, Any]:
         "auroc_seen": _auroc(scores, truth, truth & seen),
         "auroc_unseen": _auroc(scores, truth, truth & ~seen),
         "average_precision": float(average_precision_score(truth, scores)),
-        "best_f1": _best_f1(scores, truth),
+        "best_f1": None if f1_threshold is None else _f1(scores >= f1_threshold, truth),
         **_decision_metrics(known["decision"], truth),
         "num_normal": num_normal,
         "num_abnormal": num_abnormal,
@@ -121,9 +124,8 @@ def _auroc(
     return float(roc_auc_score(truth[used], scores[used]))
 
 
-def _best_f1(scores: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
-    precision, recall, _ = precision_recall_curve(truth, scores)
-    return float(np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12)))
+def _f1(flagged: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> float:
+    return 2 * int((flagged & truth).sum()) / (int(flagged.sum()) + int(truth.sum()))
 
 
 def _decision_metrics(decision: pd.Series, truth: np.ndarray[Any, Any]) -> dict[str, float | None]:
@@ -132,7 +134,7 @@ def _decision_metrics(decision: pd.Series, truth: np.ndarray[Any, Any]) -> dict[
     flagged = (decision == "abnormal").to_numpy()
     hits, alarms = int((flagged & truth).sum()), int(flagged.sum())
     return {
-        "f1": 2 * hits / (alarms + int(truth.sum())),
+        "f1": _f1(flagged, truth),
         "precision": hits / alarms if alarms else None,
         "recall": hits / int(truth.sum()),
         "false_positive_rate": int((flagged & ~truth).sum()) / int((~truth).sum()),

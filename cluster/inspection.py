@@ -4,15 +4,16 @@ A job that was killed is continued by running it again: it skips finished units 
 `cluster.inspection_files`) and repeats the others whole.
 """
 
+import hashlib
 import json
 import time
+from collections import deque
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import ray
-from ray.exceptions import RayTaskError
-from ray.util import ActorPool
+from ray.exceptions import RayActorError, RayTaskError
 from sklearn.metrics import precision_recall_curve
 
 from cluster import __version__
@@ -23,7 +24,9 @@ from cluster.inspection_files import (
     MANIFEST,
     finished_units,
     inspection_store,
+    read_damaged,
     read_failed,
+    read_manifest,
     read_scores,
     unit_name,
 )
@@ -31,7 +34,7 @@ from cluster.inspector import Inspector, Job, UnitSummary
 from cluster.model_store import Calibration, ModelCard, load_card, save_card
 from cluster.progress import progress_bar
 from cluster.ray_session import ray_session
-from data.dataset import DatasetIndex, ShardInfo, load_index
+from data.dataset import INDEX_NAME, DatasetIndex, ShardInfo, load_index
 from data.errors import DataError
 from data.store import Store
 from gan.scores import conformal_threshold
@@ -46,8 +49,13 @@ def inspect_dataset(config: Config) -> int:
     """
     if config.inspect.split == "validation":
         calibrate(config)
+        config = config.model_copy(
+            update={"inspect": config.inspect.model_copy(update={"dir": ""})}
+        )
     else:
         inspect_split(config, calibration_for(config))
+    manifest = read_manifest(inspection_store(config))
+    print(f"{manifest['images']} images scored, {manifest['failed']} inputs failed")
     print(f"inspection: {inspection_store(config).uri}")
     return 0
 
@@ -61,7 +69,8 @@ def calibrate(config: Config) -> Calibration:
     Raises:
         UserError: If the validation split has too few normal images.
     """
-    inspect = config.inspect.model_copy(update={"split": "validation"})
+    # Always in the run directory: the scores belong to the model.
+    inspect = config.inspect.model_copy(update={"split": "validation", "dir": ""})
     config = config.model_copy(update={"inspect": inspect})
     inspect_split(config, None)
     calibration = fit_calibration(config, read_scores(inspection_store(config)))
@@ -105,16 +114,24 @@ def calibration_for(config: Config) -> Calibration:
         UserError: If it was not.
     """
     calibration = load_card(Store(config.run.dir)).calibration
-    again = "calibrate with `python -m cluster inspect --inspect.split validation` first"
+    again = (
+        "calibrate first, with the same settings and `python -m cluster inspect "
+        f"--run.dir {config.run.dir} --inspect.split validation`"
+    )
     if calibration is None:
         raise UserError(f"the model in {config.run.dir} is not calibrated; {again}")
-    wanted = config.search.model_dump() | {"seed": config.run.seed}
-    fitted = calibration.search.model_dump() | {"seed": calibration.seed}
-    for field, value in wanted.items():
-        if value != fitted[field]:
+    pairs = [
+        (f"search.{field}", value, getattr(calibration.search, field))
+        for field, value in config.search.model_dump().items()
+    ]
+    pairs.append(("run.seed", config.run.seed, calibration.seed))
+    rate = config.inspect.false_positive_rate
+    pairs.append(("inspect.false_positive_rate", rate, calibration.false_positive_rate))
+    for field, value, fitted in pairs:
+        if value != fitted:
             raise UserError(
-                f"search.{field}={value!r} is not the {fitted[field]!r} the model in "
-                f"{config.run.dir} was calibrated with; use that value, or {again}"
+                f"{field}={value!r} is not the {fitted!r} the model in {config.run.dir} was "
+                f"calibrated with; use that value, or {again}"
             )
     return calibration
 
@@ -155,28 +172,63 @@ def inspect_split(config: Config, calibration: Calibration | None) -> dict[str, 
 
 
 def run_units(job: Job, shards: list[ShardInfo], config: Config) -> list[UnitSummary]:
-    """Spread shards over a pool of actors; a dead actor is restarted and its shard repeated."""
+    """Spread shards over a pool of actors; a dead actor is restarted and its shard repeated.
+
+    Raises:
+        UserError: If the cluster has no room for an actor, or a shard kills its actor every time.
+    """
     cluster = config.cluster
-    num_actors = min(cluster.num_actors, len(shards))
-    with ray_session(num_actors * cluster.cpus_per_worker):
-        actor = ray.remote(
-            num_cpus=cluster.cpus_per_worker,
-            num_gpus=cluster.gpus_per_worker,
-            max_restarts=-1,
-            max_task_retries=-1,
-        )(Inspector)
-        pool = ActorPool([actor.remote(job) for _ in range(num_actors)])
-        results = pool.map_unordered(lambda worker, shard: worker.inspect.remote(shard), shards)
-        summaries = []
-        num_images = sum(shard.samples for shard in shards)
+    num_images = sum(shard.samples for shard in shards)
+    with ray_session(min(cluster.num_actors, len(shards)) * cluster.cpus_per_worker):
+        idle = _start_actors(job, min(cluster.num_actors, len(shards)), config)
+        waiting, summaries = deque(shards), list[UnitSummary]()
+        running: dict[Any, tuple[Any, ShardInfo]] = {}
         with progress_bar("inspect", total=num_images, unit="image") as bar:
-            try:
-                for summary in results:
-                    summaries.append(summary)
-                    bar.update(summary.num_images + summary.num_failed)
-            except RayTaskError as error:
-                raise _cause(error) from error
+            while waiting or running:
+                while idle and waiting:
+                    actor, shard = idle.pop(), waiting.popleft()
+                    running[actor.inspect.remote(shard)] = (actor, shard)
+                (ready, *_), _ = ray.wait(list(running), num_returns=1)
+                actor, shard = running.pop(ready)
+                summary = _result(ready, shard)
+                summaries.append(summary)
+                bar.update(summary.num_images + summary.num_failed)
+                idle.append(actor)
     return summaries
+
+
+def _start_actors(job: Job, wanted: int, config: Config) -> list[Any]:
+    """As many actors as fit into the cluster; one that waits for room would hold its shard."""
+    cluster, have = config.cluster, ray.cluster_resources()
+    fitting = int(have.get("CPU", 0.0) // cluster.cpus_per_worker)
+    if cluster.gpus_per_worker:
+        fitting = min(fitting, int(have.get("GPU", 0.0) // cluster.gpus_per_worker))
+    if fitting < 1:
+        raise UserError(
+            f"an inspection actor needs {cluster.cpus_per_worker:g} CPU and "
+            f"{cluster.gpus_per_worker:g} GPU, the cluster has {have.get('CPU', 0.0):g} and "
+            f"{have.get('GPU', 0.0):g}; lower cluster.cpus_per_worker or cluster.gpus_per_worker"
+        )
+    actor: Any = ray.remote(
+        num_cpus=cluster.cpus_per_worker,
+        num_gpus=cluster.gpus_per_worker,
+        max_restarts=cluster.max_failures,
+        max_task_retries=cluster.max_failures,
+    )(Inspector)
+    return [actor.remote(job) for _ in range(min(wanted, fitting))]
+
+
+def _result(ready: Any, shard: ShardInfo) -> UnitSummary:
+    try:
+        summary: UnitSummary = ray.get(ready)
+    except RayActorError as error:
+        raise UserError(
+            f"{shard.path} killed the process that inspected it, each time ({error}); look for a "
+            "lack of memory, lower search.batch, or take the shard out of the data set"
+        ) from error
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError | DataError) else error) from error
+    return summary
 
 
 def _write_manifest(
@@ -186,10 +238,13 @@ def _write_manifest(
     summaries: list[UnitSummary],
     elapsed_s: float,
 ) -> dict[str, Any]:
+    finished = set(finished_units(job.out))
+    assert finished == {unit_name(shard) for shard in shards}, "units are missing or foreign"
     num_images, num_failed = len(read_scores(job.out)), len(read_failed(job.out))
     expected = sum(shard.samples for shard in shards)
     assert num_images + num_failed >= expected, "an input is neither in scores nor in failed"
-    searched = sum(summary.num_images for summary in summaries)
+    if not summaries and job.out.exists(MANIFEST):
+        return read_manifest(job.out)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "code_version": __version__,
@@ -201,10 +256,10 @@ def _write_manifest(
         "units": len(shards),
         "images": num_images,
         "failed": num_failed,
-        "damaged_shards": [s.unit for s in summaries if not s.intact],
-        # Speed of this call alone: units finished by an earlier one do not count.
+        "damaged_shards": read_damaged(job.out),
+        # Speed of the call that finished the job: units finished by an earlier one do not count.
         "seconds": round(elapsed_s, 3),
-        "images_per_s": round(searched / elapsed_s, 3) if searched else None,
+        "images_per_s": round(sum(s.num_images for s in summaries) / elapsed_s, 3),
         "search": job.search.model_dump(),
         "calibration": job.calibration.model_dump() if job.calibration else None,
     }
@@ -225,24 +280,30 @@ def _check_dataset(config: Config, card: ModelCard, index: DatasetIndex) -> None
 
 
 def _claim(job: Job, card: ModelCard) -> None:
-    """Let a directory hold one inspection only, so that scores of two are never mixed."""
+    """Let a directory hold one inspection only, so that scores of two are never mixed.
+
+    Scores of the validation split belong to the calibration being fitted: those of an older one are
+    removed.
+    """
     identity = {
         "data_uri": job.dataset.uri,
+        "dataset_sha256": hashlib.sha256(job.dataset.read_bytes(INDEX_NAME)).hexdigest(),
         "weights_sha256": card.weights_sha256,
         "search": job.search.model_dump(mode="json"),
         "seed": job.seed,
         "calibration": job.calibration.model_dump(mode="json") if job.calibration else None,
     }
-    if not job.out.exists(CLAIM):
-        job.out.write_bytes(CLAIM, json.dumps(identity, indent=1).encode())
-        return
-    old = json.loads(job.out.read_bytes(CLAIM))
+    old = json.loads(job.out.read_bytes(CLAIM)) if job.out.exists(CLAIM) else identity
     differing = [name for name, value in identity.items() if value != old.get(name)]
-    if differing:
+    if differing and job.calibration:
         raise UserError(
             f"{job.out.uri} holds an inspection with another {' and '.join(differing)}; "
             "choose another inspect.dir or remove that folder"
         )
+    if differing:
+        for path in job.out.list():
+            job.out.delete(path)
+    job.out.write_bytes(CLAIM, json.dumps(identity, indent=1).encode())
 
 
 def _best_f1_threshold(table: pd.DataFrame) -> float | None:
@@ -253,8 +314,3 @@ def _best_f1_threshold(table: pd.DataFrame) -> float | None:
     precision, recall, thresholds = precision_recall_curve(truth, known["score"])
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return float(thresholds[np.argmax(f1[:-1])])
-
-
-def _cause(error: RayTaskError) -> Exception:
-    cause = error.cause
-    return cause if isinstance(cause, UserError | DataError) else error

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 
 from cluster.config import Config
 from cluster.errors import UserError
@@ -18,6 +20,24 @@ from data.store import Store
 
 MANIFEST = "manifest.json"
 CLAIM = "job.json"
+
+_BOX = ("x", "y", "width", "height", "area")
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "source", "label", "kind", "group")),
+        *((name, pa.int32()) for name in ("height", "width")),
+        *((name, pa.float64()) for name in ("score", "residual", "feature", "peak")),
+        *((name, pa.int32()) for name in ("steps", "best_step")),
+        ("p_value", pa.float64()),
+        ("decision", pa.string()),
+        ("pictures", pa.bool_()),
+        (
+            "regions",
+            pa.list_(pa.struct([*((name, pa.int32()) for name in _BOX), ("peak", pa.float64())])),
+        ),
+    ]
+)
+"""Columns of every scores file; docs/operations.md explains each."""
 
 
 def inspection_store(config: Config) -> Store:
@@ -42,6 +62,11 @@ def failed_path(unit: str) -> str:
     return f"failed/{unit}.jsonl"
 
 
+def damaged_path(unit: str) -> str:
+    """Mark of a unit whose shard is not the one that was packed."""
+    return f"failed/{unit}.damaged"
+
+
 def picture_path(unit: str, key: str, what: str) -> str:
     """Picture of an image: `image`, `reconstruction`, `overlay`, or `map` (16 bit)."""
     return f"maps/{unit}/{key}.{what}.png"
@@ -53,13 +78,32 @@ def finished_units(out: Store) -> list[str]:
     return [name.removeprefix("scores/").removesuffix(".parquet") for name in names]
 
 
-def write_unit(out: Store, unit: str, rows: pd.DataFrame, failed: list[dict[str, str]]) -> None:
-    """Write what failed, then the scores, which make the unit finished."""
-    if failed:
-        lines = "".join(f"{json.dumps(row)}\n" for row in failed)
-        out.write_bytes(failed_path(unit), lines.encode())
+def write_unit(
+    out: Store,
+    unit: str,
+    rows: list[dict[str, Any]],
+    failed: list[dict[str, str]],
+    *,
+    intact: bool = True,
+) -> None:
+    """Write what failed, then the scores, which make the unit finished.
+
+    Args:
+        out: Where the inspection writes.
+        unit: Name of the unit.
+        rows: Scored images, with the columns of `SCHEMA`.
+        failed: Inputs that could not be scored: key, source, reason.
+        intact: Whether the shard is the one that was packed.
+    """
+    lines = "".join(f"{json.dumps(row)}\n" for row in failed)
+    for path, content in ((failed_path(unit), lines), (damaged_path(unit), "" if intact else unit)):
+        # An earlier attempt that was stopped may have left a file that is no longer true.
+        if content:
+            out.write_bytes(path, content.encode())
+        else:
+            out.delete(path)
     buffer = io.BytesIO()
-    rows.to_parquet(buffer, index=False)
+    pa.parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
     out.write_bytes(scores_path(unit), buffer.getvalue())
 
 
@@ -92,6 +136,14 @@ def read_failed(out: Store) -> list[dict[str, str]]:
         if path in paths:
             lines += out.read_bytes(path).decode().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def read_damaged(out: Store) -> list[str]:
+    """Finished units whose shards are not the ones that were packed."""
+    units = set(finished_units(out))
+    names = out.list("failed/", ".damaged")
+    found = (name.removeprefix("failed/").removesuffix(".damaged") for name in names)
+    return [unit for unit in found if unit in units]
 
 
 def read_manifest(out: Store) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -63,14 +62,12 @@ class UnitSummary:
         unit: Its name.
         num_images: Images scored.
         num_failed: Inputs that could not be scored.
-        intact: Whether the shard's bytes were those that were packed.
         elapsed_s: Time spent, in seconds.
     """
 
     unit: str
     num_images: int
     num_failed: int
-    intact: bool
     elapsed_s: float
 
 
@@ -83,6 +80,13 @@ def search_settings(search: Search) -> SearchSettings:
         feature_levels=search.feature_levels,
         block=search.batch,
     )
+
+
+def statistic(found: SearchResult, maps: Tensor, search: Search) -> Tensor:
+    """Score of each image, float [B]: L at the best latent, or the map's strongest window."""
+    if search.statistic == "window":
+        return strongest_window(maps, search.window)
+    return found.score
 
 
 class Inspector:
@@ -117,10 +121,9 @@ class Inspector:
             else:
                 good.append(sample)
         rows = self._score(unit, good)
-        write_unit(self.job.out, unit, rows, failed)
-        return UnitSummary(
-            unit, len(rows), len(failed), contents.checksum_ok, time.monotonic() - started_s
-        )
+        intact = contents.checksum_ok
+        write_unit(self.job.out, unit, rows, failed, intact=intact)
+        return UnitSummary(unit, len(rows), len(failed), time.monotonic() - started_s)
 
     def _read(self, shard: ShardInfo) -> ShardContents:
         missing = not self.job.dataset.exists(shard.path)
@@ -134,18 +137,16 @@ class Inspector:
             return None
         return f"image is {list(sample.image.shape)}, the model takes {list(wanted)}"
 
-    def _score(self, unit: str, samples: list[Sample]) -> pd.DataFrame:
+    def _score(self, unit: str, samples: list[Sample]) -> list[dict[str, Any]]:
         batch = self.job.search.batch
         chunks = [samples[i : i + batch] for i in range(0, len(samples), batch)]
-        searched = [self._search(chunk) for chunk in chunks]
-        rows = [row for chunk in searched for row in chunk]
-        table = pd.DataFrame([row.values for row in rows], columns=list(COLUMNS)).astype(COLUMNS)
+        found = [image for chunk in chunks for image in self._search(chunk)]
         if self.job.calibration:
-            self._decide(table, self.job.calibration)
-            self._draw(unit, table, rows, self.job.calibration)
-        return table
+            self._decide(found, self.job.calibration)
+            self._draw(unit, found, self.job.calibration)
+        return [image.row for image in found]
 
-    def _search(self, samples: list[Sample]) -> list["_Row"]:
+    def _search(self, samples: list[Sample]) -> list["_Scored"]:
         stacked = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
         image = normalise(torch.from_numpy(stacked).to(self.device))
         keys = [sample.key for sample in samples]
@@ -159,24 +160,21 @@ class Inspector:
             stage=self.stage,
         )
         maps = anomaly_map(self.features, image, found, self.settings, stage=self.stage)
-        scores = self._statistic(found, maps)
+        scores = statistic(found, maps, self.job.search)
         made = to_uint8(found.reconstruction)
         pixels: NDArray[np.float32] = maps.cpu().numpy()
         return [
-            _Row(sample, made[i], pixels[i], self._values(sample, found, scores, pixels[i], i))
+            _Scored(
+                sample, made[i], pixels[i], self._row(sample, found, float(scores[i]), pixels[i], i)
+            )
             for i, sample in enumerate(samples)
         ]
 
-    def _statistic(self, found: SearchResult, maps: Tensor) -> Tensor:
-        if self.job.search.statistic == "window":
-            return strongest_window(maps, self.job.search.window)
-        return found.score
-
-    def _values(
+    def _row(
         self,
         sample: Sample,
         found: SearchResult,
-        scores: Tensor,
+        score: float,
         pixels: NDArray[np.float32],
         i: int,
     ) -> dict[str, Any]:
@@ -189,64 +187,51 @@ class Inspector:
             "group": sample.group,
             "height": height,
             "width": width,
-            "score": float(scores[i]),
+            "score": score,
             "residual": float(found.residual[i]),
             "feature": float(found.feature[i]),
             "peak": float(pixels.max()),
             "steps": self.settings.steps,
             "best_step": int(found.step[i]),
-            "p_value": np.nan,
+            "p_value": None,
             "decision": None,
             "pictures": False,
             "regions": [],
         }
 
-    def _decide(self, table: pd.DataFrame, calibration: Calibration) -> None:
-        p_values = conformal_p_values(table["score"].to_numpy(), calibration.normal_scores)
-        abnormal = p_values <= calibration.false_positive_rate
-        table["p_value"] = p_values
-        table["decision"] = np.where(abnormal, "abnormal", "normal")
+    def _decide(self, found: list["_Scored"], calibration: Calibration) -> None:
+        scores = [image.row["score"] for image in found]
+        p_values = conformal_p_values(scores, calibration.normal_scores)
+        for image, p_value in zip(found, p_values, strict=True):
+            abnormal = p_value <= calibration.false_positive_rate
+            image.row["p_value"] = float(p_value)
+            image.row["decision"] = "abnormal" if abnormal else "normal"
 
-    def _draw(
-        self, unit: str, table: pd.DataFrame, rows: list["_Row"], calibration: Calibration
-    ) -> None:
-        table["regions"] = [find_regions(row.map / calibration.map_scale) for row in rows]
-        strongest = table["score"].nlargest(self.job.num_maps).index
-        table.loc[strongest, "pictures"] = True
-        for i in strongest:
-            row = rows[i]
-            level = np.clip(row.map / calibration.map_scale, 0.0, 1.0)
+    def _draw(self, unit: str, found: list["_Scored"], calibration: Calibration) -> None:
+        for image in found:
+            image.row["regions"] = find_regions(image.map / calibration.map_scale)
+        strongest = sorted(found, key=lambda image: -image.row["score"])[: self.job.num_maps]
+        for image in strongest:
+            image.row["pictures"] = True
+            level = np.clip(image.map / calibration.map_scale, 0.0, 1.0)
             pictures = {
-                "image": encode_png(row.sample.image),
-                "reconstruction": encode_png(row.reconstruction),
-                "overlay": encode_png(overlay(row.sample.image, level)),
-                "map": encode_map(row.map, calibration.map_scale),
+                "image": encode_png(image.sample.image),
+                "reconstruction": encode_png(image.reconstruction),
+                "overlay": encode_png(overlay(image.sample.image, level)),
+                "map": encode_map(image.map, calibration.map_scale),
             }
             for what, payload in pictures.items():
-                self.job.out.write_bytes(picture_path(unit, row.sample.key, what), payload)
+                self.job.out.write_bytes(picture_path(unit, image.sample.key, what), payload)
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One scored image: what goes into the table, and what the pictures are made of."""
+class _Scored:
+    """One scored image: its row of the table, and what its pictures are made of."""
 
     sample: Sample
     reconstruction: NDArray[np.uint8]
     map: NDArray[np.float32]
-    values: dict[str, Any]
-
-
-COLUMNS = {
-    **dict.fromkeys(("key", "source", "label", "kind", "group"), "str"),
-    **dict.fromkeys(("height", "width"), "int32"),
-    **dict.fromkeys(("score", "residual", "feature", "peak"), "float64"),
-    **dict.fromkeys(("steps", "best_step"), "int32"),
-    "p_value": "float64",
-    "decision": "object",
-    "pictures": "bool",
-    "regions": "object",
-}
-"""Columns of a scores file; docs/operations.md explains each."""
+    row: dict[str, Any]
 
 
 def find_regions(level_HW: NDArray[np.float32]) -> list[dict[str, float]]:

@@ -34,7 +34,8 @@ class Calibration(BaseModel):
     normal_scores: tuple[float, ...]
     """Scores of the normal validation images, ascending."""
     map_scale: float
-    """Map value shown as full scale: twice the 99.9th percentile over normal validation pixels."""
+    """Map value shown as full scale: twice the peak that the false-positive rate's share of normal
+    validation images exceeds."""
     false_positive_rate: float
     """Share of normals that may be called abnormal."""
     threshold: float

@@ -1,6 +1,7 @@
 """What rank 0 tells the world while it trains: metrics, sample grids, a progress line."""
 
 import json
+import math
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.config import Config
+from cluster.errors import UserError
 from cluster.pictures import grid
 from cluster.tracking import METRICS, SAMPLES, Tracker
 from data.sample import encode_png
@@ -70,13 +72,27 @@ class Observer:
         self._log = MetricsLog(run, state.images_seen)
         self._sums: dict[str, list[Tensor]] = {}
         self._wait_s = 0.0
+        self._num_damaged = 0
         self._since = (time.monotonic(), state.images_seen)
         source = torch.Generator().manual_seed(config.run.seed)
         self._latents = torch.randn(_NUM_SAMPLES, config.networks.latent_dim, generator=source)
         self._board = board
 
-    def after_step(self, phase: Phase, stats: dict[str, Tensor], wait_s: float) -> None:
-        """Note one step; log a row and draw a grid when due."""
+    def after_step(
+        self, phase: Phase, stats: dict[str, Tensor], *, wait_s: float, num_damaged: int
+    ) -> None:
+        """Note one step; log a row and draw a grid when due.
+
+        Args:
+            phase: Current phase.
+            stats: Statistics of the step.
+            wait_s: How long it waited for its data, in seconds.
+            num_damaged: Damaged samples met in the streams so far.
+
+        Raises:
+            UserError: If a statistic is no longer finite.
+        """
+        self._num_damaged = num_damaged
         for name, value in stats.items():
             self._sums.setdefault(name, []).append(value)
         self._wait_s += wait_s
@@ -101,7 +117,9 @@ class Observer:
             "train/images_per_s": (seen - self._since[1]) / elapsed_s,
             "data/wait_s": self._wait_s,
             "data/wait_share": self._wait_s / elapsed_s,
+            "data/damaged_samples": float(self._num_damaged),
         }
+        _check_finite(row, seen)
         self._tracker.row(self._log.append(seen, row))
         text = f"train {phase.resolution}px fade {row['train/fade']:.2f}"
         self._board.update.remote(seen, text)
@@ -128,6 +146,15 @@ class Observer:
         """Save and send what is left."""
         self._log.save()
         self._tracker.close(timeout_s=10.0)
+
+
+def _check_finite(row: dict[str, float], images_seen: int) -> None:
+    wrong = [name for name, value in row.items() if not math.isfinite(value)]
+    if wrong:
+        raise UserError(
+            f"training diverged: {', '.join(wrong)} not finite at {images_seen / 1000:g} kimg; "
+            "lower optimizer.generator_lr and discriminator_lr, or raise objective.r1_weight"
+        )
 
 
 def to_uint8(image_BCHW: Tensor) -> NDArray[np.uint8]:

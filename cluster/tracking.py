@@ -2,8 +2,9 @@
 
 Everything worth tracking is in the run directory first: rows of metrics.jsonl, pictures.
 Rank 0 sends them on from a thread while it trains. A row carries its own time, so sending it twice
-changes nothing; whatever an outage kept back is therefore sent again, whole, by `finish_run` or by
-the next command on the same run. No caller ever waits for MLflow while it works.
+changes nothing (a stretch trained again after a kill makes rows of its own). Whatever an outage
+kept back is sent again, whole, by `finish_run` or by the next command on the same run. No caller
+ever waits for MLflow while it works.
 
 Errors come from MLflow, but as well from the database's driver or the artifact store's client
 beneath it. None of them may end a job, so every contact with MLflow catches all.
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mlflow import MlflowClient
 
@@ -149,6 +151,18 @@ def load_run(config: Config) -> RunRef | None:
     return RunRef(**json.loads(run.read_bytes(RECORD))) if run.exists(RECORD) else None
 
 
+def comparison_page(configs: list[Config]) -> str | None:
+    """MLflow's page that compares runs, relative to its address; None where it does not answer."""
+    refs = [ref for config in configs if (ref := load_run(config)) and ref.run_id]
+    try:
+        client = connect(refs[0].uri)
+        runs = [client.get_run(str(ref.run_id)).info for ref in refs]
+    except Exception:
+        return None
+    ids = {"runs": [r.run_id for r in runs], "experiments": [r.experiment_id for r in runs[:1]]}
+    return "#/compare-runs?" + "&".join(f"{k}={quote(json.dumps(v))}" for k, v in ids.items())
+
+
 def finish_run(config: Config, status: str, *, name: str, parent_run_id: str | None = None) -> None:
     """End the run in MLflow and send what is missing.
 
@@ -234,7 +248,8 @@ class Tracker:
         self._waiting: queue.SimpleQueue[dict[str, Any] | tuple[str, bytes] | None]
         self._waiting = queue.SimpleQueue()
         self._closing = threading.Event()
-        self._complete = False
+        # A run that is resumed may have rows that were never sent.
+        self._whole, self._complete = not run.exists(METRICS), False
         self._thread = threading.Thread(target=self._send_all, name="tracking", daemon=True)
         self._thread.start()
 
@@ -264,7 +279,7 @@ class Tracker:
                 except Exception:
                     if self._closing.wait(backoff_s):
                         return
-        self._complete = self._ref.run_id is not None
+        self._complete = self._whole and self._ref.run_id is not None
 
     def _send(self, item: dict[str, Any] | tuple[str, bytes]) -> None:
         if self._ref.run_id is None:

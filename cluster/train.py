@@ -8,6 +8,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster import tracking
+from cluster.claims import check_dataset, check_places, check_same_run, check_shards
 from cluster.config import Config, dump_config, load_config
 from cluster.errors import UserError
 from cluster.inspection import calibrate
@@ -15,13 +16,11 @@ from cluster.model_store import CARD
 from cluster.progress import FailureNotes, remote_progress
 from cluster.ray_session import ray_session
 from cluster.train_loop import schedule_of, train_worker
-from data.dataset import DatasetIndex, load_index
+from data.dataset import INDEX_NAME, load_index
 from data.errors import DataError
 from data.store import Store
 
 _CONFIG = "config.yaml"
-# Sections that decide what a run computes; changing one of them makes another run.
-_IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer")
 
 
 def train(config: Config) -> int:
@@ -54,12 +53,21 @@ def claim_run(config: Config) -> None:
         UserError: If the data set does not fit, or the directory holds another run.
     """
     tracking.tracking_uri(config)
-    index = load_index(Store(config.data.uri))
-    _check_dataset(config, index)
-    run = Store(config.run.dir)
+    dataset, run = Store(config.data.uri), Store(config.run.dir)
+    index = load_index(dataset)
+    check_places(config)
+    check_dataset(config, index)
+    check_shards(dataset, index)
     if run.exists(_CONFIG):
-        _check_same_run(config, load_config(run.url(_CONFIG)))
+        check_same_run(config, load_config(run.url(_CONFIG)))
+    content = dataset.read_bytes(INDEX_NAME)
+    if run.exists(INDEX_NAME) and run.read_bytes(INDEX_NAME) != content:
+        raise UserError(
+            f"{config.data.uri} was packed anew since run.dir={config.run.dir} began; choose "
+            "another run.dir"
+        )
     run.write_bytes(_CONFIG, dump_config(config).encode())
+    run.write_bytes(INDEX_NAME, content)
 
 
 def fit(
@@ -81,6 +89,9 @@ def fit(
             return _trainer(config, job, [FailureNotes(board), *(callbacks or [])]).fit()
         except TrainingFailedError as error:
             raise _cause(error) from error
+        except SystemExit:
+            # Ray Train turns Ctrl-C into a quiet exit; whoever called must see that it is not done.
+            raise KeyboardInterrupt from None
 
 
 def _trainer(config: Config, job: dict[str, Any], callbacks: list[Any]) -> TorchTrainer:
@@ -112,32 +123,6 @@ def _scaling(config: Config) -> ray.train.ScalingConfig:
         use_gpu=config.cluster.gpus_per_worker > 0,
         resources_per_worker=resources,
     )
-
-
-def _check_dataset(config: Config, index: DatasetIndex) -> None:
-    resolution = config.networks.resolution
-    last = schedule_of(config)[-1].resolution
-    if last not in index.resolutions:
-        raise UserError(
-            f"networks.resolution={resolution} is not in the data set {config.data.uri}, packed at "
-            f"{list(index.resolutions)}; pack again or set networks.resolution={index.resolution}"
-        )
-    if config.objective.alpha > 0 and not index.num_samples("train-abnormal"):
-        raise UserError(
-            f"objective.alpha={config.objective.alpha} needs known abnormal images, but "
-            f"{config.data.uri} has none in train-abnormal; set objective.alpha=0 or add some"
-        )
-
-
-def _check_same_run(config: Config, old: Config) -> None:
-    for section in _IDENTITY:
-        mine, theirs = getattr(config, section).model_dump(), getattr(old, section).model_dump()
-        for field, value in mine.items():
-            if value != theirs[field] and (section, field) != ("run", "dir"):
-                raise UserError(
-                    f"run.dir={config.run.dir} holds a run with {section}.{field}="
-                    f"{theirs[field]!r}, not {value!r}; choose another run.dir or the old value"
-                )
 
 
 def _cause(error: TrainingFailedError) -> Exception:

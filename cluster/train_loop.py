@@ -82,7 +82,7 @@ class Worker:
 
     def train_phase(self, phase: Phase) -> None:
         """Train until the phase ends, from wherever in it the state stands."""
-        self.state.enter(phase, self.wrap)
+        self.state.enter(phase, lambda net: wrap_network(net, self.world_size, self.device))
         stream = self.open_stream(phase.resolution)
         try:
             while self.state.images_seen < phase.end:
@@ -99,7 +99,9 @@ class Worker:
         stats = self.state.step(phase, real, abnormal, self.objective, images=images)
         self.position = stream.state()
         if self.observer:
-            self.observer.after_step(phase, stats, batch.wait_s)
+            self.observer.after_step(
+                phase, stats, wait_s=batch.wait_s, num_damaged=stream.num_damaged
+            )
         interval = round(self.config.cluster.checkpoint_kimg * 1000)
         seen = self.state.images_seen
         if seen // interval > (seen - images) // interval or seen >= self.schedule[-1].end:
@@ -130,13 +132,6 @@ class Worker:
         )
         self.observer.close()
 
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """Average gradients over ranks."""
-        if self.world_size == 1:
-            return network
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
-
     def open_stream(self, resolution: int) -> BatchStream:
         """This rank's share of the training images, from the current position on."""
         abnormal = (
@@ -164,6 +159,14 @@ class Worker:
         )
         stream.seek(self.position[split.removeprefix("train-")])
         return stream
+
+
+def wrap_network(network: nn.Module, world_size: int, device: torch.device) -> nn.Module:
+    """Make a network average its gradients over ranks; a single rank needs no wrapper."""
+    if world_size == 1:
+        return network
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
 
 def architecture_of(config: Config, index: DatasetIndex) -> Architecture:

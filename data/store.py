@@ -188,7 +188,10 @@ class Store:
 
 
 def _endpoint_url() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+    if url and not url.startswith(("http://", "https://")):
+        raise DataError(f"AWS_ENDPOINT_URL={url!r} has no scheme; write http://{url} or https://")
+    return url
 
 
 def _explain(action: str, url: str, error: BaseException) -> str:

@@ -236,6 +236,12 @@ class BatchStream:
         """Return both streams' positions after the last batch handed out."""
         return dict(self._state)
 
+    @property
+    def num_damaged(self) -> int:
+        """Samples of the shards read so far that were damaged and are replaced by others."""
+        streams = (self._normal, self._abnormal)
+        return sum(len(stream.damage) for stream in streams if stream)
+
     def close(self) -> None:
         """Stop reading ahead; no batch can be read afterwards."""
         self._failure = self._failure or RuntimeError("the batch stream is closed")

@@ -41,7 +41,7 @@ def write_inspection(
         for row in chunk:
             if row["pictures"]:
                 _write_pictures(out, unit, row, channels)
-        write_unit(out, unit, pd.DataFrame(chunk), FAILED if start == 0 else [])
+        write_unit(out, unit, chunk, FAILED if start == 0 else [])
     manifest = {
         "schema_version": 1,
         "code_version": "0.1.0",
@@ -84,7 +84,7 @@ def _row(i: int, resolution: int, labelled: bool, calibrated: bool) -> dict[str,
         "peak": score,
         "steps": 100,
         "best_step": 90,
-        "p_value": (0.01 if score > THRESHOLD else 0.4) if calibrated else np.nan,
+        "p_value": (0.01 if score > THRESHOLD else 0.4) if calibrated else None,
         "decision": ("abnormal" if score > THRESHOLD else "normal") if calibrated else None,
         "pictures": calibrated,
         "regions": [region] if score > THRESHOLD else [],

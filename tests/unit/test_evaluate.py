@@ -33,7 +33,7 @@ SMALL = [
 
 
 def test_small_table_by_hand() -> None:
-    metrics = evaluate(_table(SMALL), {"pit"})
+    metrics = evaluate(_table(SMALL), {"pit"}, f1_threshold=0.25)
     # Pairs (abnormal, normal) won, ties half: pit 4 + 3.5 of 8, stain 2 of 4.
     assert metrics["auroc"] == pytest.approx(9.5 / 12)
     assert metrics["auroc_seen"] == pytest.approx(7.5 / 8)
@@ -56,26 +56,25 @@ def test_ranking_agrees_with_slow_reference() -> None:
     scores = np.round(rng.normal(abnormal * 0.8, 1.0), 1)
     labels = np.where(abnormal, "abnormal", "normal")
     table = _table([(label, "x", score, None) for label, score in zip(labels, scores, strict=True)])
-    metrics = evaluate(table, ())
+    metrics = evaluate(table, (), f1_threshold=0.5)
     wins = (scores[abnormal][:, None] > scores[~abnormal]).mean()
     ties = (scores[abnormal][:, None] == scores[~abnormal]).mean()
     assert metrics["auroc"] == pytest.approx(wins + ties / 2)
-    f1 = []
-    for threshold in scores:
-        flagged = scores >= threshold
-        f1.append(2 * (flagged & abnormal).sum() / (flagged.sum() + abnormal.sum()))
-    assert metrics["best_f1"] == pytest.approx(max(f1))
+    flagged = scores >= 0.5
+    precision = abnormal[flagged].mean()
+    recall = flagged[abnormal].mean()
+    assert metrics["best_f1"] == pytest.approx(2 / (1 / precision + 1 / recall))
 
 
 def test_none_where_nothing_can_be_said() -> None:
     table = _table(SMALL)
-    assert evaluate(table, {"pit", "stain"})["auroc_unseen"] is None
-    assert evaluate(table, ())["auroc_seen"] is None
-    undecided = evaluate(table.assign(decision=None), ())
+    assert evaluate(table, {"pit", "stain"}, None)["auroc_unseen"] is None
+    assert evaluate(table, (), None)["auroc_seen"] is None
+    undecided = evaluate(table.assign(decision=None), (), None)
     assert {undecided[name] for name in ("f1", "precision", "recall", "false_positive_rate")} == {
         None
     }
-    silent = evaluate(table.assign(decision="normal"), ())
+    silent = evaluate(table.assign(decision="normal"), (), None)
     assert (silent["precision"], silent["recall"], silent["f1"]) == (None, 0.0, 0.0)
 
 
@@ -83,7 +82,7 @@ def test_none_where_nothing_can_be_said() -> None:
 def test_one_class_is_an_error_that_counts_labels(missing: str) -> None:
     table = _table(SMALL)
     with pytest.raises(UserError, match=f"{missing}=0.*unlabelled=1"):
-        evaluate(table[table["label"] != missing], ())
+        evaluate(table[table["label"] != missing], (), None)
 
 
 def _config(folder: Path) -> Config:
@@ -110,7 +109,7 @@ def test_evaluate_run_writes_what_it_returns(
     table = write_inspection(out)
     metrics = evaluate_run(config)
     assert json.loads(out.read_bytes(METRICS)) == metrics
-    assert metrics == evaluate(table, {"scratch"}) | {"num_failed": len(FAILED)}
+    assert metrics == evaluate(table, {"scratch"}, None) | {"num_failed": len(FAILED)}
     assert set(metrics) == {*EXPLANATIONS, "auroc_by_kind"}
     assert evaluate_inspection(config) == 0
     printed = capsys.readouterr().out
@@ -123,7 +122,7 @@ def _delete_manifest(out: Store) -> None:
 
 
 def _score_an_image_again(out: Store) -> None:
-    write_unit(out, "again", write_inspection(out)[:1], [])
+    write_unit(out, "again", write_inspection(out)[:1].to_dict("records"), [])
 
 
 def _delete_scores(out: Store) -> None:

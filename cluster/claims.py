@@ -1,0 +1,83 @@
+"""What can be known to go wrong before a job costs anything."""
+
+import math
+from pathlib import Path
+
+from cluster.config import Config
+from cluster.errors import UserError
+from data.dataset import DatasetIndex
+from data.sample import Split
+from data.store import Store
+
+# Sections that decide what a run computes; changing one of them makes another run.
+_IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer")
+_NOT_IDENTITY = ("run.dir", "data.cache_mib", "data.max_bad_fraction")
+
+
+def check_places(config: Config) -> None:
+    """Refuse places that vanish with a submitted job, which Ray runs in a copy of the tree."""
+    here = Path.cwd().as_posix()
+    if "/working_dir_files/" not in here:
+        return
+    for field, place in (("run.dir", config.run.dir), ("data.uri", config.data.uri)):
+        if place.startswith(here):
+            raise UserError(
+                f"{field}={place} lies in the temporary copy of a submitted job; give an absolute "
+                "path that all nodes share, or s3://bucket/prefix"
+            )
+
+
+def check_dataset(config: Config, index: DatasetIndex) -> None:
+    """Refuse a data set that cannot be trained on or calibrated with."""
+    uri, resolution = config.data.uri, config.networks.resolution
+    if resolution != index.resolution:
+        raise UserError(
+            f"networks.resolution={resolution} is not the {index.resolution} that {uri} is packed "
+            f"at; pack again or set networks.resolution={index.resolution}"
+        )
+    if config.objective.alpha > 0 and not index.num_samples("train-abnormal"):
+        raise UserError(
+            f"objective.alpha={config.objective.alpha} needs known abnormal images, but {uri} "
+            "has none in train-abnormal; set objective.alpha=0 or add some"
+        )
+    splits: tuple[Split, ...] = ("train-normal", "train-abnormal")
+    for split in splits if config.objective.alpha > 0 else splits[:1]:
+        if index.num_samples(split) < config.cluster.num_workers:
+            raise UserError(
+                f"{uri} has {index.num_samples(split)} images in {split}, fewer than "
+                f"cluster.num_workers={config.cluster.num_workers}; add images or lower it"
+            )
+    num_normal = index.labels.get("validation", {}).get("normal", 0)
+    needed = math.ceil(1 / config.inspect.false_positive_rate) - 1
+    if num_normal < needed:
+        raise UserError(
+            f"inspect.false_positive_rate={config.inspect.false_positive_rate} needs {needed} "
+            f"normal validation images, {uri} has {num_normal}; raise the rate or add images"
+        )
+
+
+def check_shards(dataset: Store, index: DatasetIndex) -> None:
+    """Refuse a data set with missing shards."""
+    missing = {shard.path for shard in index.shards} - set(dataset.list("", ".tar"))
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {len(index.shards)} shards are missing in {dataset.uri}, such as "
+            f"{min(missing)}; pack the data again"
+        )
+
+
+def check_same_run(config: Config, old: Config) -> None:
+    """Refuse settings that would make a run directory's run another one."""
+    for section in _IDENTITY:
+        mine, theirs = getattr(config, section).model_dump(), getattr(old, section).model_dump()
+        for field, value in mine.items():
+            if value != theirs[field] and f"{section}.{field}" not in _NOT_IDENTITY:
+                raise UserError(
+                    f"run.dir={config.run.dir} holds a run with {section}.{field}="
+                    f"{theirs[field]!r}, not {value!r}; choose another run.dir or the old value"
+                )
+    if config.cluster.num_workers != old.cluster.num_workers:
+        raise UserError(
+            f"run.dir={config.run.dir} was begun with cluster.num_workers="
+            f"{old.cluster.num_workers}, not {config.cluster.num_workers}; resume with as many"
+        )
