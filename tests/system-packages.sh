@@ -4,7 +4,7 @@
 set -euo pipefail
 
 packages=(
-    chromium          # tests/browser: opens the report and MLflow's pages
+    chromium          # tests/browser: opens the report
     fonts-dejavu-core # tests/browser: a font, without which chromium draws empty boxes
     git               # tests/unit/test_house.py: asks git which files it ignores
     make              # .ci/run

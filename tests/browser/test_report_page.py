@@ -29,7 +29,7 @@ Promise.all([...document.images].map(image => { image.loading = 'eager'; return 
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     folder = tmp_path_factory.mktemp("inspection")
     out = Store(str(folder))
-    metrics = evaluate(write_inspection(out), {"scratch"}) | {"num_failed": 2}
+    metrics = evaluate(write_inspection(out), {"scratch"}, 0.5) | {"num_failed": 2}
     out.write_bytes(METRICS, json.dumps(metrics).encode())
     out.write_bytes(REPORT, render(out).encode())
     url = (folder / REPORT).as_uri()
