@@ -31,7 +31,7 @@ from cluster.inspection_files import (
     unit_name,
 )
 from cluster.inspector import Inspector, Job, UnitSummary
-from cluster.model_store import Calibration, ModelCard, load_card, save_card
+from cluster.model_store import Calibration, ModelCard, load_card, load_model, save_card
 from cluster.progress import progress_bar
 from cluster.ray_session import ray_session
 from data.dataset import INDEX_NAME, DatasetIndex, ShardInfo, load_index
@@ -150,7 +150,8 @@ def inspect_split(config: Config, calibration: Calibration | None) -> dict[str, 
         UserError: If model and data set do not go together, or the directory holds another job.
     """
     index = load_index(Store(config.data.uri))
-    card = load_card(Store(config.run.dir))
+    # Whole, so that a damaged model is told here and not by actors that die of it.
+    card = load_model(Store(config.run.dir)).card
     _check_dataset(config, card, index)
     job = Job(
         run=Store(config.run.dir),
@@ -223,8 +224,9 @@ def _result(ready: Any, shard: ShardInfo) -> UnitSummary:
         summary: UnitSummary = ray.get(ready)
     except RayActorError as error:
         raise UserError(
-            f"{shard.path} killed the process that inspected it, each time ({error}); look for a "
-            "lack of memory, lower search.batch, or take the shard out of the data set"
+            f"{shard.path} killed the process that inspected it, each time "
+            f"({str(error).splitlines()[0]}); look for a lack of memory, lower search.batch, or "
+            "take the shard out of the data set"
         ) from error
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, UserError | DataError) else error) from error

@@ -38,6 +38,8 @@ def ray_session(min_cpus: float) -> Iterator[None]:
         _connect(address)
     else:
         cpus = max(os.cpu_count() or 1, int(-(-min_cpus // 1)))
+        # Nobody announces the end of this machine; the watcher would cost each run a process.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         # "local" always starts anew: a file left by an older cluster would otherwise be joined.
         ray.init(
             address="local",

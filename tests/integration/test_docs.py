@@ -41,8 +41,8 @@ def test_commands_are_accepted_by_the_command_line(
             assert name in COMMANDS
 
 
-def test_documents_do_hold_commands() -> None:
-    assert {words[0] for d in DOCUMENTS for words in _commands(d)} >= set(COMMANDS)
+def test_documents_hold_every_command_that_make_does_not_run() -> None:
+    assert {words[0] for d in DOCUMENTS for words in _commands(d)} >= set(COMMANDS) - {"demo"}
 
 
 @pytest.mark.timeout(600)
