@@ -10,8 +10,8 @@ from data.sample import Split
 from data.store import Store
 
 # Sections that decide what a run computes; changing one of them makes another run.
-_IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer")
-_NOT_IDENTITY = ("run.dir", "data.cache_mib", "data.max_bad_fraction")
+IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer")
+_NOT_IDENTITY = ("run.dir", "data.cache_mib", "data.max_bad_fraction", "tune.max_concurrent")
 
 
 def check_places(config: Config) -> None:
@@ -66,9 +66,15 @@ def check_shards(dataset: Store, index: DatasetIndex) -> None:
         )
 
 
-def check_same_run(config: Config, old: Config) -> None:
-    """Refuse settings that would make a run directory's run another one."""
-    for section in _IDENTITY:
+def check_same_run(config: Config, old: Config, *, sections: tuple[str, ...] = IDENTITY) -> None:
+    """Refuse settings that would make a run directory's run another one.
+
+    Args:
+        config: Settings now.
+        old: Settings the directory was begun with.
+        sections: Sections that decide what is computed.
+    """
+    for section in sections:
         mine, theirs = getattr(config, section).model_dump(), getattr(old, section).model_dump()
         for field, value in mine.items():
             if value != theirs[field] and f"{section}.{field}" not in _NOT_IDENTITY:

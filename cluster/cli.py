@@ -73,7 +73,7 @@ COMMANDS = {
         """Search gamma, alpha, lambda, latent steps and step size with Ray Tune.
 
         Optuna proposes, ASHA stops weak trials early, the validation AUROC decides. The best
-        configuration is written to run.dir/best.yaml for `train --config`. Resumes when rerun.""",
+        configuration goes to run.dir/tune/best.yaml for `train --config`. Resumes when rerun.""",
         ("run", "data", "tune", "schedule", "cluster", "tracking"),
     ),
     "inspect": Command(

@@ -16,7 +16,7 @@ _TIMEOUT_S = 5
 
 
 @contextlib.contextmanager
-def ray_session(min_cpus: float) -> Iterator[None]:
+def ray_session(min_cpus: float, *, state_api: bool = False) -> Iterator[None]:
     """Connect to Ray for as long as the block lasts.
 
     Joins the cluster named by RAY_ADDRESS (set inside `ray job submit` and on Kubernetes), or a
@@ -26,6 +26,8 @@ def ray_session(min_cpus: float) -> Iterator[None]:
     Args:
         min_cpus: CPUs the command's workers reserve together. A cluster in process offers at least
             as many, even if workers then share cores.
+        state_api: Whether a cluster in process serves Ray's state API. Ray Train needs it to give
+            back what a trial held that was stopped from outside; it costs a process.
 
     Raises:
         UserError: If RAY_ADDRESS names a cluster that does not answer.
@@ -44,7 +46,7 @@ def ray_session(min_cpus: float) -> Iterator[None]:
         ray.init(
             address="local",
             num_cpus=cpus,
-            include_dashboard=False,
+            include_dashboard=state_api,
             logging_level=logging.WARNING,
             log_to_driver=False,
         )

@@ -1,12 +1,14 @@
 """How well a model in training tells validation images apart, by a short latent search."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from sklearn.metrics import roc_auc_score
 
 from cluster.config import Config
 from cluster.errors import UserError
-from cluster.inspector import search_settings
+from cluster.inspector import search_settings, statistic
 from data.dataset import DatasetIndex
 from data.shards import read_shard
 from data.store import Store
@@ -14,7 +16,8 @@ from data.stream import normalise
 from gan.layers import downsample
 from gan.networks import num_stages
 from gan.schedule import Phase
-from gan.search import initial_latents, latent_search
+from gan.scores import anomaly_map
+from gan.search import SearchSettings, initial_latents, latent_search
 from gan.state import TrainingState
 
 
@@ -53,17 +56,31 @@ class Validator:
         self._search = config.search
 
     def auroc(self, state: TrainingState, phase: Phase) -> float:
-        """Area under the ROC curve of L at the best latent, at the resolution now trained."""
+        """Area under the ROC curve of `search.statistic`, at the resolution now trained."""
         images = self._images
         for _ in range(self._last_stage - phase.stage):
             images = downsample(images)
-        found = latent_search(
-            state.average,
-            state.discriminator.features,
-            images,
-            self._latents,
-            search_settings(self._search),
-            stage=phase.stage,
-            fade=phase.fade(min(state.images_seen, phase.end)),
-        )
-        return float(roc_auc_score(self._abnormal, found.score.cpu().numpy()))
+        settings = settings_at(phase.stage, search_settings(self._search))
+        fade = phase.fade(min(state.images_seen, phase.end))
+        features = state.discriminator.features
+        scores = []
+        # Block by block, so that maps of all images never exist at once.
+        for block, latents in zip(
+            images.split(settings.block), self._latents.split(settings.block), strict=True
+        ):
+            found = latent_search(
+                state.average, features, block, latents, settings, stage=phase.stage, fade=fade
+            )
+            maps = anomaly_map(features, block, found, settings, stage=phase.stage, fade=fade)
+            scores.append(statistic(found, maps, self._search))
+        return float(roc_auc_score(self._abnormal, torch.cat(scores).cpu().numpy()))
+
+
+def settings_at(stage: int, settings: SearchSettings) -> SearchSettings:
+    """The settings with the feature levels a stage has: s of them, one at stage 0.
+
+    A level that comes with a later stage is replaced by the nearest one there is.
+    """
+    num_levels = max(1, stage)
+    levels = (max(-num_levels, min(i, num_levels - 1)) for i in settings.feature_levels)
+    return replace(settings, feature_levels=tuple(levels))

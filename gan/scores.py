@@ -23,6 +23,7 @@ def anomaly_map(
     settings: SearchSettings,
     *,
     stage: int,
+    fade: float = 1.0,
 ) -> Tensor:
     """Where each image differs from what G can make: the terms of L, pixel by pixel.
 
@@ -36,13 +37,14 @@ def anomaly_map(
         found: Result of the search for them.
         settings: How it was searched.
         stage: Stage of the networks.
+        fade: Weight of the newest block in [0, 1], below 1 only while training.
 
     Returns:
         Float [B, H, W], at least 0.
     """
     residual = (image_BCHW - found.reconstruction).abs().mean(dim=1)
-    query = features(image_BCHW, stage)
-    made = features(found.reconstruction, stage)
+    query = features(image_BCHW, stage, fade)
+    made = features(found.reconstruction, stage, fade)
     size = image_BCHW.shape[-2:]
     distances = [
         nnf.interpolate((query[i] - made[i]).abs().mean(dim=1, keepdim=True), size, mode="bilinear")

@@ -1,6 +1,12 @@
-"""A study: Optuna proposes, Ray Train trains, ASHA stops weak trials, validation AUROC decides."""
+"""A study: Optuna proposes, Ray Train trains, ASHA stops weak trials, validation AUROC decides.
+
+Everything lies under <run.dir>/tune, apart from what `train` keeps in the same run directory:
+best.yaml, study.yaml (the settings), study/ (Ray Tune's state) and one run directory for each trial
+under trials/. `train --config best.yaml` trains into best/.
+"""
 
 import os
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow.fs
@@ -12,45 +18,86 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import tracking
-from cluster.config import Config, dump_config
+from cluster.claims import IDENTITY, check_dataset, check_places, check_same_run, check_shards
+from cluster.config import Config, dump_config, load_config
 from cluster.errors import UserError
 from cluster.ray_session import ray_session
 from cluster.train import claim_run, fit
 from cluster.train_loop import schedule_of
+from data.dataset import load_index
 from data.store import Store
 from tune.spaces import apply_point, search_space
 
 METRIC = "validation_auroc"
 _STUDY = "study"
-# Only rank 0's checkpoints carry the metric, and a trial resumed at its end may report none.
+_SETTINGS = "study.yaml"
+_BEST = "best.yaml"
+_VALIDATION_IMAGES = 128
+# Only rank 0's checkpoints carry the metric.
 _STRICT = "TUNE_DISABLE_STRICT_METRIC_CHECKING"
 
 
 def tune(config: Config) -> int:
-    """Run or continue a study and write the best configuration; the command `tune`.
+    """Run or continue the study in <run.dir>/tune and write its best.yaml; the command `tune`.
 
     Raises:
-        UserError: If no trial finished.
+        UserError: If the directory holds another study, or no trial reported.
+        DataError: If the data set cannot be read.
     """
+    config = study_config(config)
     root = Store(config.run.dir)
-    config = _with_validation(config)
+    _claim(config, root)
     os.environ.setdefault(_STRICT, "1")
+    # One more CPU for each trial's own share, so that trials in process never wait for it.
     cpus = config.cluster.num_workers * config.cluster.cpus_per_worker + 1
     with (
-        ray_session(config.tune.max_concurrent * cpus),
+        ray_session(config.tune.max_concurrent * cpus, state_api=True),
         tracking.tracked_run(config, name="tune") as parent,
     ):
+        results: list[ray_tune.Result] = []
         try:
-            results = _tuner(config, parent).fit()
+            grid = _tuner(config, parent).fit()
+            results = [grid[i] for i in range(len(grid))]
         finally:
-            _finish_trials(config)
-    best = _best(results)
-    assert best.config is not None
-    point = {name: best.config[name] for name in search_space()}
-    chosen = apply_point(config, point, run_dir=root.url("best"))
-    root.write_bytes("best.yaml", dump_config(chosen).encode())
-    _print(results, root)
+            finish_trials(root, results, parent.run_id)
+        ranked = rank(results)
+        chosen = apply_point(config, _point(ranked[0]), run_dir=root.url("best"))
+        root.write_bytes(_BEST, dump_config(chosen).encode())
+    _print(ranked, num_trials=len(results))
+    print(f"best configuration: {root.url(_BEST)}")
     return 0
+
+
+def study_config(config: Config) -> Config:
+    """Settings of a study: a directory of its own, one MLflow for all trials, validation on."""
+    run = config.run.model_copy(update={"dir": Store(config.run.dir).url("tune")})
+    track = config.tracking.model_copy(
+        update={
+            "validation_images": config.tracking.validation_images or _VALIDATION_IMAGES,
+            "uri": tracking.tracking_uri(config),
+        }
+    )
+    return config.model_copy(update={"run": run, "tracking": track})
+
+
+def rank(results: list[ray_tune.Result]) -> list[ray_tune.Result]:
+    """The trials that reported, by their last report: furthest first, then by validation AUROC.
+
+    A trial that was stopped early was judged at a lower resolution, where numbers are not
+    comparable with those at the end.
+
+    Raises:
+        UserError: If no trial reported and went without an error.
+    """
+    reported = [r for r in results if r.error is None and METRIC in _metrics(r)]
+    if not reported:
+        raise UserError(
+            f"none of {len(results)} trials reported {METRIC} and did not fail; see their errors "
+            "above, mend the cause and run the same command again"
+        )
+    return sorted(
+        reported, key=lambda r: (_metrics(r)["images_seen"], _metrics(r)[METRIC]), reverse=True
+    )
 
 
 def trial(point: dict[str, Any], *, config: Config, parent_run_id: str | None) -> None:
@@ -59,11 +106,15 @@ def trial(point: dict[str, Any], *, config: Config, parent_run_id: str | None) -
     A trial that was stopped with the study goes on from its own last checkpoint, because its run
     directory is named after its id.
     """
-    run_dir = _trial_dir(config, ray_tune.get_context().get_trial_id())
+    trial_id = ray_tune.get_context().get_trial_id()
+    run_dir = Store(config.run.dir).url(f"trials/{trial_id}")
     chosen = apply_point(config, point, run_dir=run_dir)
     claim_run(chosen)
-    ref = tracking.open_run(chosen, name=Store(run_dir).uri, parent_run_id=parent_run_id)
-    fit(chosen, ref, callbacks=[TuneReportCallback()])
+    ref = tracking.open_run(chosen, name=trial_id, parent_run_id=parent_run_id)
+    last = fit(chosen, ref, callbacks=[TuneReportCallback()])
+    assert last.metrics is not None
+    # Resumed after its last checkpoint, a trial trains nothing, but Tune needs its result.
+    ray_tune.report(last.metrics)
 
 
 def _tuner(config: Config, parent: tracking.RunRef) -> ray_tune.Tuner:
@@ -73,7 +124,8 @@ def _tuner(config: Config, parent: tracking.RunRef) -> ray_tune.Tuner:
     run = ray_tune.with_parameters(trial, config=config, parent_run_id=parent.run_id)
     # The trial itself only waits; its training workers reserve the real resources.
     trainable = ray_tune.with_resources(run, {"CPU": 0.1})
-    if store.exists(f"{_STUDY}/tuner.pkl"):
+    # Ray can only restore a study that has saved the state of its trials once.
+    if store.list(f"{_STUDY}/experiment_state-", ".json"):
         return ray_tune.Tuner.restore(
             f"{root}/{_STUDY}",
             trainable=trainable,
@@ -109,43 +161,63 @@ def _tune_config(config: Config) -> ray_tune.TuneConfig:
     )
 
 
-def _with_validation(config: Config) -> Config:
-    if config.tracking.validation_images:
-        return config
-    track = config.tracking.model_copy(
-        update={"validation_images": 128, "uri": tracking.tracking_uri(config)}
-    )
-    return config.model_copy(update={"tracking": track})
+def finish_trials(root: Store, results: list[ray_tune.Result], parent_run_id: str | None) -> None:
+    """End the tracked runs of all trials, also of those ASHA stopped in the middle.
+
+    Args:
+        root: Directory of the study.
+        results: What became of the trials; one that is missing was cut off together with the study.
+        parent_run_id: Tracked run of the study.
+    """
+    status = {_trial_id(r): "FAILED" if r.error else "FINISHED" for r in results}
+    for path in root.list("trials/", f"/{tracking.RECORD}"):
+        trial_id = path.split("/")[1]
+        tracking.finish_run(
+            load_config(root.url(f"trials/{trial_id}/config.yaml")),
+            status.get(trial_id, "KILLED"),
+            name=trial_id,
+            parent_run_id=parent_run_id,
+        )
 
 
-def _trial_dir(config: Config, trial_id: str) -> str:
-    return Store(config.run.dir).url(f"trials/{trial_id}")
-
-
-def _finish_trials(config: Config) -> None:
-    """End the tracked runs of all trials, also of those ASHA stopped in the middle."""
-    root = Store(config.run.dir)
-    for name in root.list("trials/", "/tracking.json"):
-        trial_config = config.run.model_copy(update={"dir": root.url(name.rpartition("/")[0])})
-        tracking.finish_run(config.model_copy(update={"run": trial_config}), "FINISHED", name=name)
-
-
-def _best(results: ray_tune.ResultGrid) -> ray_tune.Result:
-    try:
-        best = results.get_best_result(METRIC, "max", scope="all")
-    except RuntimeError:
+def _claim(config: Config, root: Store) -> None:
+    dataset = Store(config.data.uri)
+    index = load_index(dataset)
+    check_places(config)
+    check_dataset(config, index)
+    check_shards(dataset, index)
+    if not index.num_samples("train-abnormal"):
         raise UserError(
-            f"none of {len(results)} trials reported {METRIC}; see their errors above, and check "
-            "that cluster.checkpoint_kimg is below the length of the schedule"
-        ) from None
-    return best
+            f"{config.data.uri} has no images in train-abnormal, which a search over "
+            "objective.alpha needs; add known abnormal images"
+        )
+    if root.exists(_SETTINGS):
+        old = load_config(root.url(_SETTINGS))
+        check_same_run(config, old, sections=(*IDENTITY, "search", "tune"))
+    root.write_bytes(_SETTINGS, dump_config(config).encode())
 
 
-def _print(results: ray_tune.ResultGrid, root: Store) -> None:
-    frame = results.get_dataframe(METRIC, "max").sort_values(METRIC, ascending=False)
+def _metrics(result: ray_tune.Result) -> dict[str, Any]:
+    return result.metrics or {}
+
+
+def _point(result: ray_tune.Result) -> dict[str, Any]:
+    assert result.config is not None
+    return {name: result.config[name] for name in search_space()}
+
+
+def _trial_id(result: ray_tune.Result) -> str:
+    """Its folder's name, see `trial_dirname_creator`."""
+    return PurePosixPath(result.path).name
+
+
+def _print(ranked: list[ray_tune.Result], *, num_trials: int) -> None:
     table = Table("trial", *search_space(), METRIC, "images seen")
-    for row in frame.to_dict("records"):
-        point = (f"{row[f'config/{name}']:.4g}" for name in search_space())
-        table.add_row(row["trial_id"], *point, f"{row[METRIC]:.3f}", str(row["images_seen"]))
+    for result in ranked:
+        values = (f"{value:.4g}" for value in _point(result).values())
+        metrics = _metrics(result)
+        auroc, seen = f"{metrics[METRIC]:.3f}", str(metrics["images_seen"])
+        table.add_row(_trial_id(result), *values, auroc, seen)
     Console().print(table)
-    print(f"best configuration: {root.url('best.yaml')}")
+    if num_failed := num_trials - len(ranked):
+        print(f"{num_failed} of {num_trials} trials failed; the same command tries them again")

@@ -2,11 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from data.pack import pack
 from data.sample import Sample, encode_png
@@ -41,15 +39,23 @@ def test_no_data_set(tmp_path: Path) -> None:
     _expect(_train(tmp_path / "none", tmp_path / "run"), "dataset.json does not exist")
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"")])
-def test_missing_or_empty_shard(
-    dataset: Path, tmp_path: Path, damage: Callable[[Path], object]
-) -> None:
+def test_missing_shard_is_refused_before_anything_starts(dataset: Path, tmp_path: Path) -> None:
+    copy, run_dir = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(dataset, copy)
+    (copy / "train-normal/4/00001.tar").unlink()
+    told = f"shards are missing in {copy}, such as train-normal/4/00001.tar; pack the data again"
+    _expect(_train(copy, run_dir), told)
+    assert not run_dir.exists()
+
+
+def test_empty_shard(dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(dataset, copy)
-    damage(copy / "train-normal/4/00001.tar")
+    # The run sees more images of 16 pixels than there are, so that no shard is left out.
+    (copy / "train-normal/16/00001.tar").write_bytes(b"")
+    # No retries: the worker that meets the shard would meet it again.
     words = _train(copy, tmp_path / "run", **{"cluster.max_failures": 0})
-    _expect(words, "train-normal/4/00001.tar")
+    _expect(words, "train-normal/16/00001.tar")
 
 
 def test_empty_source(tmp_path: Path) -> None:
@@ -67,7 +73,8 @@ def test_mixed_channels(tmp_path: Path) -> None:
         image = np.full((16, 16, channels), number, np.uint8)
         (folder / f"{number}.png").write_bytes(encode_png(image))
     words = ["pack", str(tmp_path / "source"), str(tmp_path / "out"), *flags(TINY)]
-    _expect(words, "channels")
+    _expect(words, "mixed channels: ")
+    assert not (tmp_path / "out/dataset.json").exists()
 
 
 def test_split_without_images(tmp_path: Path) -> None:

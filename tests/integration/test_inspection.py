@@ -8,15 +8,18 @@ import tarfile
 import time
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
-from cluster.inspection_files import read_failed, read_scores
+from cluster.inspection_files import read_failed, read_scores, unit_name
 from data.dataset import load_index
 from data.shards import read_shard
 from data.store import Store
 from tests.jobs import TINY, flags, kill_tree, run_cli, start_cli
+
+# Each shard takes long enough for a kill to fall into the midst of a job.
+SLOW: dict[str, object] = {"search.steps": 200}
 
 
 @pytest.fixture
@@ -29,6 +32,17 @@ def damaged(dataset: Path, tmp_path: Path) -> Path:
     content = (copy / second.path).read_bytes()
     (copy / second.path).write_bytes(content[: len(content) * 6 // 10])
     (copy / third.path).unlink()
+    return copy
+
+
+@pytest.fixture
+def slow_run(dataset: Path, run_dir: Path, tmp_path: Path) -> Path:
+    """A run directory whose model is calibrated with a search that takes long."""
+    copy = tmp_path / "run"
+    shutil.copytree(run_dir / "model", copy / "model")
+    more = SLOW | {"inspect.split": "validation"}
+    status, output = run_cli(["inspect", *_words(dataset, copy, tmp_path / "unused", more)])
+    assert status == 0, output
     return copy
 
 
@@ -48,39 +62,32 @@ def test_damaged_inputs_end_in_failed_with_the_reason(
     assert "decode" in by_shard[first.path][0] or "image" in by_shard[first.path][0]
     assert 0 < len(by_shard[second.path]) < second.samples
     assert len(by_shard[third.path]) == third.samples
-    scored = set(read_scores(Store(str(out)))["key"])
-    assert len(scored) + len(failed) == load_index(Store(str(dataset))).num_samples("test")
-    assert scored < _keys(dataset)
+    _assert_every_input_once(dataset, out)
     manifest = json.loads((out / "manifest.json").read_text())
-    assert (manifest["images"], manifest["failed"]) == (len(scored), len(failed))
+    assert manifest["images"] == len(read_scores(Store(str(out))))
+    assert manifest["failed"] == len(failed)
     assert len(manifest["damaged_shards"]) == 3
 
 
+@pytest.mark.timeout(600)
 def test_job_killed_at_a_random_moment_loses_and_repeats_nothing(
-    dataset: Path, run_dir: Path, tmp_path: Path
+    dataset: Path, damaged: Path, slow_run: Path, tmp_path: Path
 ) -> None:
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    slow = {"search.steps": 5}
-    status, output = run_cli(["inspect", *_words(dataset, run_dir, straight, slow)])
+    status, output = run_cli(["inspect", *_words(damaged, slow_run, straight, SLOW)])
     assert status == 0, output
+    written_s = [path.stat().st_mtime for path in straight.glob("scores/*.parquet")]
 
-    process = start_cli(["inspect", *_words(dataset, run_dir, killed, slow)])
-    deadline = time.monotonic() + 120
-    while not list(killed.glob("maps/*/*.png")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(random.SystemRandom().uniform(0, 0.5))
-    kill_tree(process.pid)
-    process.communicate()
-    finished_before = set(killed.glob("scores/*.parquet"))
-
-    status, output = run_cli(["inspect", *_words(dataset, run_dir, killed, slow)])
+    words = ["inspect", *_words(damaged, slow_run, killed, SLOW)]
+    span_s = max(written_s) - min(written_s)
+    before = _kill_midway(words, killed, num_units=len(written_s), span_s=span_s)
+    status, output = run_cli(words)
     assert status == 0, output
-    table = read_scores(Store(str(killed)))
-    assert set(table["key"]) == _keys(dataset)
-    assert table["key"].is_unique
-    assert finished_before <= set(killed.glob("scores/*.parquet"))
-    reference = read_scores(Store(str(straight)))
-    np.testing.assert_array_equal(table["score"], reference["score"])
+    assert before.items() <= _finished(killed).items(), "a finished unit was done again"
+    _assert_every_input_once(dataset, killed)
+    once, resumed = Store(str(straight)), Store(str(killed))
+    pd.testing.assert_frame_equal(read_scores(resumed), read_scores(once), check_exact=True)
+    assert read_failed(resumed) == read_failed(once)
 
 
 def test_other_settings_are_refused_in_the_same_directory(
@@ -98,10 +105,42 @@ def _words(
     return flags(TINY | places | (more or {}))
 
 
-def _keys(dataset: Path) -> set[str]:
-    index = load_index(Store(str(dataset)))
-    shards = [(dataset / s.path).read_bytes() for s in index.shards_of("test")]
-    return {sample.key for shard in shards for sample in read_shard(shard).samples}
+def _finished(out: Path) -> dict[str, int]:
+    """Finished units and when each was written, in nanoseconds."""
+    return {path.stem: path.stat().st_mtime_ns for path in out.glob("scores/*.parquet")}
+
+
+def _kill_midway(words: list[str], out: Path, *, num_units: int, span_s: float) -> dict[str, int]:
+    """Kill a job at a random moment between its first and its last unit; returns the finished."""
+    for _ in range(4):
+        shutil.rmtree(out, ignore_errors=True)
+        delay_s = random.SystemRandom().uniform(0, span_s)
+        process = start_cli(words)
+        deadline = time.monotonic() + 120
+        while not _finished(out) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(delay_s)
+        kill_tree(process.pid)
+        process.communicate()
+        finished = _finished(out)
+        print(f"killed {delay_s:.2f} s after the first unit, {len(finished)} of {num_units} done")
+        if 0 < len(finished) < num_units and not (out / "manifest.json").exists():
+            return finished
+    raise AssertionError("no kill fell between the first and the last unit")
+
+
+def _assert_every_input_once(dataset: Path, out: Path) -> None:
+    """Each packed sample is scored or failed; one whose key is lost fails as `shard#ordinal`."""
+    table, failed = read_scores(Store(str(out))), read_failed(Store(str(out)))
+    keys = [*table["key"], *(row["key"] for row in failed)]
+    assert len(keys) == len(set(keys))
+    for shard in load_index(Store(str(dataset))).shards_of("test"):
+        packed = {sample.key for sample in read_shard((dataset / shard.path).read_bytes()).samples}
+        scored = set(table.loc[table["unit"] == unit_name(shard), "key"])
+        told = {row["key"] for row in failed if row["source"] == shard.path}
+        lost = {key for key in told if key.startswith(f"{shard.path}#")}
+        assert scored | (told - lost) <= packed
+        assert len(scored) + len(told) == shard.samples
 
 
 def _corrupt_image(shard: Path) -> None:

@@ -13,13 +13,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
-from torch.nn.parallel import DistributedDataParallel
 
+from cluster.train_loop import wrap_network
 from gan.networks import Discriminator, Generator, ProgressiveFeatures
 from gan.step import Objective, StepInput, training_step
 
 Gradients = dict[str, Tensor]
-Wrap = Callable[[nn.Module], nn.Module]
 Share = Callable[[StepInput], StepInput]
 
 WORLD_SIZE = 2
@@ -80,7 +79,7 @@ def _share(inputs: StepInput, rank: int) -> StepInput:
     )
 
 
-def _run(wrap: Wrap, share: Share, r1_weight: float) -> list[Gradients]:
+def _run(world_size: int, share: Share, r1_weight: float) -> list[Gradients]:
     """Gradients of D, then of G, of every step: two steps in each phase, R1 due in the first."""
     generator, discriminator = _networks()
     optimizer_g, optimizer_d = Recorder(generator), Recorder(discriminator)
@@ -88,7 +87,8 @@ def _run(wrap: Wrap, share: Share, r1_weight: float) -> list[Gradients]:
     for number, (stage, fading) in enumerate(PHASES):
         for network in (generator, discriminator):
             network.activate(stage, fading=fading)
-        wrapped = wrap(generator), wrap(discriminator)
+        cpu = torch.device("cpu")
+        wrapped = [wrap_network(net, world_size, cpu) for net in (generator, discriminator)]
         for index in (2 * number, 2 * number + 1):
             inputs = share(_batch(stage, fading, index))
             training_step(*wrapped, optimizer_g, optimizer_d, inputs, objective)
@@ -100,7 +100,7 @@ def _rank(rank: int, folder: str) -> None:
     store = dist.FileStore(f"{folder}/store", WORLD_SIZE)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE)
     for name, r1_weight in CASES.items():
-        seen = _run(DistributedDataParallel, lambda inputs: _share(inputs, rank), r1_weight)
+        seen = _run(WORLD_SIZE, lambda inputs: _share(inputs, rank), r1_weight)
         torch.save(seen, f"{folder}/{name}-{rank}.pt")
     dist.destroy_process_group()
 
@@ -127,7 +127,7 @@ def _largest_difference(found: list[Gradients], expected: list[Gradients]) -> fl
 @pytest.mark.parametrize("rank", range(WORLD_SIZE))
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_equal_one_with_the_joint_batch(folder: Path, name: str, rank: int) -> None:
-    one = _run(lambda network: network, lambda inputs: inputs, CASES[name])
+    one = _run(1, lambda inputs: inputs, CASES[name])
     found = torch.load(folder / f"{name}-{rank}.pt")
     assert _largest_difference(found, one) < TOLERANCE
 
@@ -139,4 +139,4 @@ def test_a_share_that_cuts_a_group_is_refused() -> None:
         return replace(inputs, real=inputs.real[:3], latent=inputs.latent[:3])
 
     with pytest.raises(ValueError, match="groups of 2"):
-        _run(lambda network: network, cut, 0.0)
+        _run(1, cut, 0.0)

@@ -1,0 +1,97 @@
+"""The study: what it leaves behind, that a rerun trains nothing, that another study is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from cluster.config import load_config
+from tests.jobs import TINY, flags, run_cli
+
+# Two checkpoints before the last, so that ASHA has rungs at which to stop the weaker trial.
+STUDY = TINY | {
+    "tune.num_trials": 3,
+    "tune.grace_kimg": 0.4,
+    "tune.reduction_factor": 2,
+    "cluster.num_workers": 1,
+    "tracking.validation_images": 12,
+}
+TOTAL = 1120
+
+
+def _words(dataset: Path, run_dir: Path, **changed: object) -> list[str]:
+    return ["tune", *flags(STUDY | {"data.uri": dataset, "run.dir": run_dir} | changed)]
+
+
+@pytest.fixture(scope="module")
+def study(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with a finished study, made by `python -m cluster tune`."""
+    folder = tmp_path_factory.mktemp("study")
+    status, output = run_cli(_words(dataset, folder))
+    assert status == 0, output
+    return folder
+
+
+def _last_rows(study: Path) -> dict[str, dict[str, float]]:
+    """The last validated row of each trial's metrics, by trial."""
+    found = {}
+    for path in study.glob("tune/trials/*/metrics.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        found[path.parent.name] = [r for r in rows if "train/validation_auroc" in r][-1]
+    return found
+
+
+def test_best_is_the_best_of_the_trials_that_went_to_the_end(study: Path) -> None:
+    best = load_config(str(study / "tune/best.yaml"))
+    last = _last_rows(study)
+    assert len(last) == 3
+    ended = {t: r["train/validation_auroc"] for t, r in last.items() if r["images_seen"] == TOTAL}
+    winners = [
+        load_config(str(study / f"tune/trials/{trial}/config.yaml"))
+        for trial, auroc in ended.items()
+        if auroc == max(ended.values())
+    ]
+    assert (best.objective, best.search) in [(won.objective, won.search) for won in winners]
+    assert best.run.dir == str(study / "tune/best")
+    assert not (study / "tracking.json").exists()
+
+
+def test_all_runs_ended_and_trials_are_nested(study: Path) -> None:
+    runs = _runs(study)
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    trials = [run for run in runs if run is not parent]
+    assert len(trials) == 3
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len({run.data.params["objective.gamma"] for run in trials}) == 3
+
+
+def test_rerun_trains_nothing(dataset: Path, study: Path) -> None:
+    kept = [*study.glob("tune/trials/*/metrics.jsonl"), study / "tune/best.yaml"]
+    before = {path: path.read_bytes() for path in kept}
+    status, output = run_cli(_words(dataset, study))
+    assert status == 0, output
+    assert {path: path.read_bytes() for path in kept} == before
+    assert len([*study.glob("tune/trials/*/config.yaml")]) == 3
+    assert {run.info.status for run in _runs(study)} == {"FINISHED"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "old"),
+    [("tune.num_trials", 4, 3), ("search.statistic", "window", "'mean'")],
+)
+def test_other_settings_are_refused(
+    dataset: Path, study: Path, field: str, value: object, old: object
+) -> None:
+    status, output = run_cli(_words(dataset, study, **{field: value}))
+    assert status == 2
+    assert f"holds a run with {field}={old}, not {value!r}; choose another run.dir" in output
+
+
+def _runs(study: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{study / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("blemish")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))

@@ -1,0 +1,184 @@
+"""Which trial wins, how trials end, what a study's settings are, and how a trial is judged."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mlflow import MlflowClient
+from ray import tune as ray_tune
+
+from cluster.config import Config, dump_config, load_config
+from cluster.errors import UserError
+from cluster.tracking import load_run, open_run
+from cluster.train_loop import architecture_of
+from cluster.validation import Validator
+from data.dataset import load_index
+from data.pack import pack
+from data.sample import Sample
+from data.store import Store
+from gan.schedule import Phase
+from gan.scores import anomaly_map
+from gan.state import Rates, TrainingState
+from tests.jobs import TINY
+from tune.spaces import apply_point, search_space
+from tune.study import finish_trials, rank, study_config
+
+POINT = {
+    "objective.gamma": 0.5,
+    "objective.alpha": 0.25,
+    "search.feature_weight": 0.9,
+    "search.steps": 20,
+    "search.step_size": 0.1,
+}
+
+
+def _result(
+    images_seen: int = 0,
+    auroc: float | None = None,
+    *,
+    error: Exception | None = None,
+    path: str = "",
+) -> ray_tune.Result:
+    metrics: dict[str, Any] = {"images_seen": images_seen}
+    if auroc is not None:
+        metrics["validation_auroc"] = auroc
+    return ray_tune.Result(metrics=metrics, checkpoint=None, error=error, path=path)
+
+
+def test_lucky_trial_stopped_early_does_not_win() -> None:
+    early, good, best, silent = (
+        _result(4000, 0.99),
+        _result(20000, 0.80),
+        _result(20000, 0.85),
+        _result(30000),
+    )
+    assert rank([early, good, best, silent]) == [best, good, early]
+
+
+def test_trial_that_failed_does_not_win() -> None:
+    failed, whole = _result(20000, 0.9, error=RuntimeError()), _result(4000, 0.6)
+    assert rank([failed, whole]) == [whole]
+
+
+def test_study_without_a_report_says_what_to_do() -> None:
+    with pytest.raises(UserError, match="none of 1 trials reported validation_auroc"):
+        rank([_result(4000)])
+
+
+@pytest.mark.parametrize("images", [0, 40])
+def test_trials_share_one_mlflow_and_validate(tmp_path: Path, images: int) -> None:
+    config = load_config(None, {"run.dir": str(tmp_path), "tracking.validation_images": images})
+    study = study_config(config)
+    assert study.run.dir == str(tmp_path / "tune")
+    assert study.tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert study.tracking.validation_images == (images or 128)
+
+
+def test_point_changes_just_its_fields(tmp_path: Path) -> None:
+    config = load_config(None, {})
+    chosen = apply_point(config, POINT, run_dir=str(tmp_path))
+    assert set(POINT) == set(search_space())
+    assert (chosen.objective.gamma, chosen.search.steps) == (0.5, 20)
+    assert chosen.networks == config.networks
+    assert chosen.run.dir == str(tmp_path)
+
+
+def test_every_trial_ends_in_mlflow_as_it_ended(tmp_path: Path) -> None:
+    study = study_config(load_config(None, {"run.dir": str(tmp_path)}))
+    root = Store(study.run.dir)
+    parent = open_run(study, name="tune")
+    trials = {}
+    for name in ("done", "failed", "cut"):
+        trials[name] = apply_point(study, POINT, run_dir=root.url(f"trials/{name}"))
+        root.write_bytes(f"trials/{name}/config.yaml", dump_config(trials[name]).encode())
+        open_run(trials[name], name=name, parent_run_id=parent.run_id)
+    results = [_result(path="x/done"), _result(path="x/failed", error=RuntimeError())]
+    finish_trials(root, results, parent.run_id)
+    client, runs = MlflowClient(parent.uri), {name: load_run(c) for name, c in trials.items()}
+    status = {
+        name: client.get_run(str(ref and ref.run_id)).info.status for name, ref in runs.items()
+    }
+    assert status == {"done": "FINISHED", "failed": "FAILED", "cut": "KILLED"}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise, abnormal where brighter; all of it in the validation split."""
+    source = np.random.default_rng(0)
+    samples = [
+        Sample(
+            f"{label}{number}",
+            source.integers(0, 100, (16, 16, 1), np.uint8) + np.uint8(shift),
+            label,
+            "noise",
+            f"{label}{number}",
+            kind,
+            "validation",
+        )
+        for label, kind, shift in (("normal", "good", 0), ("abnormal", "bright", 20))
+        for number in range(10)
+    ]
+    folder = tmp_path_factory.mktemp("noise")
+    pack(samples, Store(str(folder)), resolution=16, name="noise", seed=0)
+    return folder
+
+
+def _auroc(packed: Path, stage: int, fade: float = 1.0, **search: Any) -> float:
+    fields = {f"search.{field}": value for field, value in search.items()}
+    wanted = {"data.uri": str(packed), "tracking.validation_images": 20, "search.batch": 8}
+    config = load_config(None, TINY | wanted | fields)
+    index = load_index(Store(str(packed)))
+    state = _state(config)
+    state.images_seen = round(fade * 100)
+    phase = Phase(stage, fading=fade < 1.0, start=0, end=100)
+    return Validator(config, index, torch.device("cpu")).auroc(state, phase)
+
+
+def _state(config: Config) -> TrainingState:
+    index = load_index(Store(config.data.uri))
+    return TrainingState(
+        architecture_of(config, index),
+        Rates(**config.optimizer.model_dump()),
+        seed=0,
+        rank=0,
+        device=torch.device("cpu"),
+    )
+
+
+def test_level_that_a_stage_does_not_have_yet_is_the_nearest_one(packed: Path) -> None:
+    last = {"feature_weight": 1.0, "statistic": "mean"}
+    assert _auroc(packed, 1, feature_levels=(1,), **last) == _auroc(
+        packed, 1, feature_levels=(0,), **last
+    )
+    assert 0 <= _auroc(packed, 0, feature_levels=(1, -2), **last) <= 1
+    assert _auroc(packed, 2, feature_levels=(1,), **last) != _auroc(
+        packed, 2, feature_levels=(0,), **last
+    )
+
+
+def test_trial_is_judged_by_the_statistic_of_the_settings(packed: Path) -> None:
+    mean, window = (
+        _auroc(packed, 2, statistic=statistic, window=1, steps=0)
+        for statistic in ("mean", "window")
+    )
+    whole = _auroc(packed, 2, statistic="window", window=255, steps=0, feature_weight=0)
+    assert mean != window
+    assert whole == _auroc(packed, 2, statistic="mean", steps=0, feature_weight=0)
+
+
+def test_maps_are_made_with_the_fade_of_the_moment(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fades, blocks = [], []
+
+    def noted(*arguments: Any, fade: float, **named: Any) -> torch.Tensor:
+        fades.append(fade)
+        blocks.append(len(arguments[1]))
+        return anomaly_map(*arguments, fade=fade, **named)
+
+    monkeypatch.setattr("cluster.validation.anomaly_map", noted)
+    _auroc(packed, 2, fade=0.25, statistic="window", steps=0)
+    assert fades == [0.25] * 3
+    assert blocks == [8, 8, 4]
