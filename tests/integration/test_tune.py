@@ -8,6 +8,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from cluster.config import load_config
+from cluster.train_loop import schedule_of
 from tests.jobs import TINY, flags, run_cli
 
 # Two checkpoints before the last, so that ASHA has rungs at which to stop the weaker trial.
@@ -18,7 +19,7 @@ STUDY = TINY | {
     "cluster.num_workers": 1,
     "tracking.validation_images": 12,
 }
-TOTAL = 1120
+TOTAL = schedule_of(load_config(None, STUDY))[-1].end
 
 
 def _words(dataset: Path, run_dir: Path, **changed: object) -> list[str]:
