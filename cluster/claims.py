@@ -11,7 +11,15 @@ from data.store import Store
 
 # Sections that decide what a run computes; changing one of them makes another run.
 IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer")
-_NOT_IDENTITY = ("run.dir", "data.cache_mib", "data.max_bad_fraction", "tune.max_concurrent")
+_NOT_IDENTITY = (
+    "run.dir",
+    "data.max_bad_fraction",
+    "data.loader_threads",
+    "data.cache_dir",
+    "data.cache_gib",
+    "data.retry_s",
+    "tune.max_concurrent",
+)
 
 
 def check_places(config: Config) -> None:

@@ -11,7 +11,8 @@ from typing import Any, cast
 
 import yaml
 
-from cluster.config import Config, Run, Section, dump_config, load_config
+from cluster.config import Config, Run, dump_config, load_config
+from cluster.section import Section
 from data.store import Store
 
 DEMO_CONFIG = Path(__file__).with_name("demo.yaml")
@@ -26,6 +27,8 @@ class Command:
         help: First line, then what an engineer needs to know to use it.
         sections: Sections of the configuration its help lists; all others are accepted too.
         positionals: Positional arguments as pairs of name and the field each one sets.
+        flags: Words that switch a field on, as pairs of word and field.
+        aliases: Other words for a field, as pairs of word and field.
         config: YAML file used where `--config` is not given.
         continues: Whether the command works on a finished run, whose own settings then are the
             ones used where `--config` is not given.
@@ -35,6 +38,8 @@ class Command:
     help: str
     sections: tuple[str, ...]
     positionals: tuple[tuple[str, str], ...] = ()
+    flags: tuple[tuple[str, str], ...] = ()
+    aliases: tuple[tuple[str, str], ...] = ()
     config: Path | None = None
     continues: bool = False
 
@@ -54,11 +59,15 @@ COMMANDS = {
         "cluster.pack:pack_dataset",
         """Turn images into WebDataset shards with a resolution pyramid.
 
-        SOURCE holds one folder per class: `normal` (or `good`) and any number of abnormal kinds,
-        with exact masks under `masks/<kind>/` where they are known. `digits` and `surfaces` stand
-        for the two built-in sets. DEST is a path or an s3:// URI; its dataset.json comes last.""",
-        ("run", "pack", "networks"),
+        SOURCE is a folder (one sub-folder per class with normal or good among them; MVTec;
+        Caltech-256; MNIST's IDX files; WebDataset shards) or a CSV or Parquet table. `digits` and
+        `surfaces` stand for the two built-in sets. DEST holds the result, dataset.json last; both
+        are paths or s3:// URIs. Images that cannot be used are listed in quarantine.jsonl,
+        near-duplicates in different splits in duplicates.jsonl. Run the same command again to
+        finish what a stopped one left.""",
+        ("run", "data", "pack", "networks", "cluster"),
         positionals=(("SOURCE", "pack.source"), ("DEST", "data.uri")),
+        flags=(("--preview", "pack.preview"),),
     ),
     "train": Command(
         "cluster.train:train",
@@ -108,6 +117,7 @@ COMMANDS = {
 
         Prints one line per check and what to do about each failure; exits 1 if any failed.""",
         ("run", "data", "cluster", "tracking"),
+        aliases=(("--data", "data.uri"),),
     ),
 }
 
@@ -184,6 +194,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--config", metavar="FILE", default=None, help="YAML file with these settings"
         )
+        for word, field in command.flags:
+            text = _description(field)
+            sub.add_argument(word, dest=field, action="store_const", const=True, help=text)
         for option, text in _SHOW.items():
             sub.add_argument(option, action="store_true", default=False, help=text)
         _add_fields(sub, command)
@@ -201,7 +214,9 @@ def _add_fields(parser: argparse.ArgumentParser, command: Command) -> None:
                 text = _field_help(dotted) if shown else argparse.SUPPRESS
                 is_text = _section(section).model_fields[field].annotation is str
                 read = str if is_text else _value
-                group.add_argument(f"--{dotted}", metavar="VALUE", type=read, help=text)
+                words = [word for word, of in command.aliases if of == dotted]
+                names = (f"--{dotted}", *words)
+                group.add_argument(*names, dest=dotted, metavar="VALUE", type=read, help=text)
 
 
 def _section(name: str) -> type[Section]:
@@ -218,7 +233,12 @@ def _field_help(dotted: str) -> str:
         if hasattr(item, name)
     ]
     allowed = f"; {', '.join(bounds)}" if bounds else ""
-    return f"{info.description} [default {info.default!r}{allowed}]".replace("%", "%%")
+    return f"{_description(dotted)} [default {info.default!r}{allowed}]".replace("%", "%%")
+
+
+def _description(dotted: str) -> str:
+    section, field = dotted.split(".")
+    return str(_section(section).model_fields[field].description)
 
 
 _SHOW = {

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from cluster.errors import UserError
+from cluster.pack_config import Pack
+from cluster.section import Section
+from data.augment import Symmetry
 from data.errors import DataError
 from data.store import Store
 
@@ -18,14 +21,6 @@ Resolution = Literal[4, 8, 16, 32, 64, 128, 256, 512, 1024]
 # Workers and trials have other working directories, so every path is made absolute here, once.
 Location = Annotated[str, AfterValidator(lambda uri: uri and Store(uri).uri)]
 Kimg = Annotated[float, Field(ge=0, le=1_000_000)]
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, no unknown keys, no silent type changes of strings."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
-    )
 
 
 class Run(Section):
@@ -42,19 +37,18 @@ class Data(Section):
 
     uri: Location = Field("outputs/data", min_length=1)
     """Packed data set (holds dataset.json): a path or an s3:// URI."""
-    max_bad_fraction: float = Field(0.0, ge=0, le=1)
-    """Unreadable training samples tolerated before training stops, as a fraction."""
-    cache_mib: int = Field(256, ge=1, le=1_048_576)
-    """Decoded images each training worker keeps in memory, in MiB."""
-
-
-class Pack(Section):
-    """What is packed into data.uri, at networks.resolution, in an order drawn from run.seed."""
-
-    source: str = Field("surfaces", min_length=1, max_length=4096)
-    """`digits` (the demo's), `surfaces` (synthetic), or a place with one folder per class."""
-    shard_samples: int = Field(64, ge=1, le=1_000_000)
-    """Images in one shard, in images."""
+    max_bad_fraction: float = Field(0.01, ge=0, le=1)
+    """Unreadable images tolerated, in packing and in each training split, as a fraction."""
+    augment: tuple[Symmetry, ...] = Field((), max_length=3)
+    """Symmetries of the product: flip_x, flip_y, rotate_90; training images are turned so."""
+    loader_threads: int = Field(1, ge=1, le=256)
+    """Loader workers of each training worker: threads that decode images."""
+    cache_dir: str = Field("", max_length=4096)
+    """Folder on each machine for shards fetched from S3; empty means one in its temporary one."""
+    cache_gib: float = Field(16.0, gt=0, le=1_048_576)
+    """Most that folder holds, in GiB."""
+    retry_s: float = Field(120.0, ge=0, le=86_400)
+    """How long a store that does not answer is asked again while training, in seconds."""
 
 
 class Networks(Section):

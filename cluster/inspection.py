@@ -193,7 +193,7 @@ def run_units(job: Job, shards: list[ShardInfo], config: Config) -> list[UnitSum
                 actor, shard = running.pop(ready)
                 summary = _result(ready, shard)
                 summaries.append(summary)
-                bar.update(summary.num_images + summary.num_failed)
+                bar.update(shard.samples)
                 idle.append(actor)
     return summaries
 
@@ -242,9 +242,12 @@ def _write_manifest(
 ) -> dict[str, Any]:
     finished = set(finished_units(job.out))
     assert finished == {unit_name(shard) for shard in shards}, "units are missing or foreign"
-    num_images, num_failed = len(read_scores(job.out)), len(read_failed(job.out))
+    table, num_failed = read_scores(job.out), len(read_failed(job.out))
+    num_images = len(table)
     expected = sum(shard.samples for shard in shards)
-    assert num_images + num_failed >= expected, "an input is neither in scores nor in failed"
+    # A row of an image cut into tiles accounts for each of them.
+    accounted = int(table["tiles"].sum()) + num_failed
+    assert accounted >= expected, "an input is neither in scores nor in failed"
     if not summaries and job.out.exists(MANIFEST):
         return read_manifest(job.out)
     manifest = {

@@ -27,7 +27,7 @@ SCHEMA = pa.schema(
         *((name, pa.string()) for name in ("key", "source", "label", "kind", "group")),
         *((name, pa.int32()) for name in ("height", "width")),
         *((name, pa.float64()) for name in ("score", "residual", "feature", "peak")),
-        *((name, pa.int32()) for name in ("steps", "best_step")),
+        *((name, pa.int32()) for name in ("steps", "best_step", "tiles")),
         ("p_value", pa.float64()),
         ("decision", pa.string()),
         ("pictures", pa.bool_()),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from cluster.assembly import Scored, assemble_images
 from cluster.config import Search
 from cluster.inspection_files import picture_path, unit_name, write_unit
 from cluster.model_store import Calibration, load_model
@@ -120,7 +121,8 @@ class Inspector:
                 failed.append({"key": sample.key, "source": sample.source, "reason": reason})
             else:
                 good.append(sample)
-        rows = self._score(unit, good)
+        rows, incomplete = self._score(unit, good)
+        failed += incomplete
         intact = contents.checksum_ok
         write_unit(self.job.out, unit, rows, failed, intact=intact)
         return UnitSummary(unit, len(rows), len(failed), time.monotonic() - started_s)
@@ -137,16 +139,19 @@ class Inspector:
             return None
         return f"image is {list(sample.image.shape)}, the model takes {list(wanted)}"
 
-    def _score(self, unit: str, samples: list[Sample]) -> list[dict[str, Any]]:
+    def _score(
+        self, unit: str, samples: list[Sample]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
         batch = self.job.search.batch
         chunks = [samples[i : i + batch] for i in range(0, len(samples), batch)]
-        found = [image for chunk in chunks for image in self._search(chunk)]
+        scored = [image for chunk in chunks for image in self._search(chunk)]
+        found, failed = assemble_images(scored)
         if self.job.calibration:
             self._decide(found, self.job.calibration)
             self._draw(unit, found, self.job.calibration)
-        return [image.row for image in found]
+        return [image.row for image in found], failed
 
-    def _search(self, samples: list[Sample]) -> list["_Scored"]:
+    def _search(self, samples: list[Sample]) -> list[Scored]:
         stacked = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
         image = normalise(torch.from_numpy(stacked).to(self.device))
         keys = [sample.key for sample in samples]
@@ -164,7 +169,7 @@ class Inspector:
         made = to_uint8(found.reconstruction)
         pixels: NDArray[np.float32] = maps.cpu().numpy()
         return [
-            _Scored(
+            Scored(
                 sample, made[i], pixels[i], self._row(sample, found, float(scores[i]), pixels[i], i)
             )
             for i, sample in enumerate(samples)
@@ -196,10 +201,11 @@ class Inspector:
             "p_value": None,
             "decision": None,
             "pictures": False,
+            "tiles": 1,
             "regions": [],
         }
 
-    def _decide(self, found: list["_Scored"], calibration: Calibration) -> None:
+    def _decide(self, found: list[Scored], calibration: Calibration) -> None:
         scores = [image.row["score"] for image in found]
         p_values = conformal_p_values(scores, calibration.normal_scores)
         for image, p_value in zip(found, p_values, strict=True):
@@ -207,7 +213,7 @@ class Inspector:
             image.row["p_value"] = float(p_value)
             image.row["decision"] = "abnormal" if abnormal else "normal"
 
-    def _draw(self, unit: str, found: list["_Scored"], calibration: Calibration) -> None:
+    def _draw(self, unit: str, found: list[Scored], calibration: Calibration) -> None:
         for image in found:
             image.row["regions"] = find_regions(image.map / calibration.map_scale)
         strongest = sorted(found, key=lambda image: -image.row["score"])[: self.job.num_maps]
@@ -222,16 +228,6 @@ class Inspector:
             }
             for what, payload in pictures.items():
                 self.job.out.write_bytes(picture_path(unit, image.sample.key, what), payload)
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """One scored image: its row of the table, and what its pictures are made of."""
-
-    sample: Sample
-    reconstruction: NDArray[np.uint8]
-    map: NDArray[np.float32]
-    row: dict[str, Any]
 
 
 def find_regions(level_HW: NDArray[np.float32]) -> list[dict[str, float]]:

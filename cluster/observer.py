@@ -72,14 +72,14 @@ class Observer:
         self._log = MetricsLog(run, state.images_seen)
         self._sums: dict[str, list[Tensor]] = {}
         self._wait_s = 0.0
-        self._num_damaged = 0
+        self._num_lost = 0
         self._since = (time.monotonic(), state.images_seen)
         source = torch.Generator().manual_seed(config.run.seed)
         self._latents = torch.randn(_NUM_SAMPLES, config.networks.latent_dim, generator=source)
         self._board = board
 
     def after_step(
-        self, phase: Phase, stats: dict[str, Tensor], *, wait_s: float, num_damaged: int
+        self, phase: Phase, stats: dict[str, Tensor], *, wait_s: float, num_lost: int
     ) -> None:
         """Note one step; log a row and draw a grid when due.
 
@@ -87,12 +87,12 @@ class Observer:
             phase: Current phase.
             stats: Statistics of the step.
             wait_s: How long it waited for its data, in seconds.
-            num_damaged: Damaged samples met in the streams so far.
+            num_lost: Images this rank could not read so far.
 
         Raises:
             UserError: If a statistic is no longer finite.
         """
-        self._num_damaged = num_damaged
+        self._num_lost = num_lost
         for name, value in stats.items():
             self._sums.setdefault(name, []).append(value)
         self._wait_s += wait_s
@@ -117,7 +117,7 @@ class Observer:
             "train/images_per_s": (seen - self._since[1]) / elapsed_s,
             "data/wait_s": self._wait_s,
             "data/wait_share": self._wait_s / elapsed_s,
-            "data/damaged_samples": float(self._num_damaged),
+            "data/lost_images": float(self._num_lost),
         }
         _check_finite(row, seen)
         self._tracker.row(self._log.append(seen, row))

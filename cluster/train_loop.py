@@ -13,12 +13,15 @@ from cluster.checkpoint import report_checkpoint, restore_checkpoint
 from cluster.config import Config
 from cluster.model_store import save_model
 from cluster.observer import Observer
+from cluster.quarantine import Quarantine
 from cluster.tracking import RunRef, Tracker
 from cluster.validation import Validator
 from data.dataset import DatasetIndex, load_index
+from data.reader import SplitReader
 from data.sample import Split
+from data.shard_cache import ShardCache
 from data.store import Store
-from data.stream import BatchStream, SampleStream, normalise
+from data.stream import BatchStream, Share, normalise
 from gan.model import Architecture
 from gan.schedule import Phase, phase_at, phases
 from gan.state import Rates, TrainingState
@@ -54,8 +57,15 @@ class Worker:
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
         self.config = config
         self.run = Store(config.run.dir)
-        self.dataset = Store(config.data.uri)
-        self.index = load_index(self.dataset)
+        dataset = Store(config.data.uri)
+        self.index = load_index(dataset)
+        self.cache = ShardCache(
+            dataset,
+            folder=config.data.cache_dir,
+            limit_bytes=int(config.data.cache_gib * 2**30),
+            retry_s=config.data.retry_s,
+        )
+        self.quarantine = Quarantine(self.run, self.rank)
         self.architecture = architecture_of(config, self.index)
         self.schedule = schedule_of(config)
         self.objective = Objective(**config.objective.model_dump())
@@ -92,16 +102,18 @@ class Worker:
 
     def train_batch(self, phase: Phase, stream: BatchStream) -> None:
         """One step, what is to be said about it, and a checkpoint when one is due."""
-        batch = stream.next_batch()
+        try:
+            batch = stream.next_batch()
+        finally:
+            self.quarantine.note(stream.losses)
         real = normalise(batch.normal.to(self.device))
         abnormal = None if batch.abnormal is None else normalise(batch.abnormal.to(self.device))
         images = self.config.schedule.batch
         stats = self.state.step(phase, real, abnormal, self.objective, images=images)
         self.position = stream.state()
         if self.observer:
-            self.observer.after_step(
-                phase, stats, wait_s=batch.wait_s, num_damaged=stream.num_damaged
-            )
+            num_lost = self.quarantine.num_images
+            self.observer.after_step(phase, stats, wait_s=batch.wait_s, num_lost=num_lost)
         interval = round(self.config.cluster.checkpoint_kimg * 1000)
         seen = self.state.images_seen
         if seen // interval > (seen - images) // interval or seen >= self.schedule[-1].end:
@@ -134,31 +146,36 @@ class Worker:
 
     def open_stream(self, resolution: int) -> BatchStream:
         """This rank's share of the training images, from the current position on."""
-        abnormal = (
-            self.open_split("train-abnormal", resolution) if self.objective.alpha > 0 else None
-        )
+        schedule = self.config.schedule
+        abnormal = self.objective.alpha > 0
         return BatchStream(
-            self.open_split("train-normal", resolution),
-            abnormal,
-            batch=self.config.schedule.batch // self.world_size,
-            abnormal_batch=self.config.schedule.abnormal_batch // self.world_size,
+            self.open_split("train-normal", resolution, lanes=schedule.batch),
+            self.open_split("train-abnormal", resolution, lanes=schedule.abnormal_batch)
+            if abnormal
+            else None,
+            batch=schedule.batch,
+            abnormal_batch=schedule.abnormal_batch,
+            at=self.position,
+            part=Share(
+                world_size=self.world_size,
+                rank=self.rank,
+                num_threads=self.config.data.loader_threads,
+            ),
         )
 
-    def open_split(self, split: Split, resolution: int) -> SampleStream:
-        """One split, sought to this rank's position."""
-        stream = SampleStream(
-            self.dataset,
+    def open_split(self, split: Split, resolution: int, *, lanes: int) -> SplitReader:
+        """The images of one split; with a lane for each place of a batch, see data.partition."""
+        data = self.config.data
+        return SplitReader(
+            self.cache,
             self.index,
             split,
             resolution,
-            world_size=self.world_size,
-            rank=self.rank,
+            lanes=lanes,
             seed=self.config.run.seed,
-            cache_bytes=self.config.data.cache_mib * 2**20,
-            max_bad_fraction=self.config.data.max_bad_fraction,
+            symmetries=data.augment,
+            max_bad_fraction=data.max_bad_fraction,
         )
-        stream.seek(self.position[split.removeprefix("train-")])
-        return stream
 
 
 def wrap_network(network: nn.Module, world_size: int, device: torch.device) -> nn.Module:

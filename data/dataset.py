@@ -45,6 +45,15 @@ class DatasetIndex(BaseModel):
         default=None, description="true abnormal fraction of train-normal, where a study knows it"
     )
     source: str = ""
+    mode: Literal["whole", "tiles"] = Field(
+        default="whole", description="samples are whole images, resized, or tiles at native scale"
+    )
+    tile_overlap: NonNegativeInt = Field(
+        default=0, description="least overlap of neighbouring tiles, pixels"
+    )
+    num_quarantined: NonNegativeInt = Field(
+        default=0, description="images left out because they could not be used: quarantine.jsonl"
+    )
 
     def shards_of(self, split: Split, resolution: int | None = None) -> tuple[ShardInfo, ...]:
         """Return a split's shards, in order, at one resolution (None: the native one).

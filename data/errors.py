@@ -6,3 +6,11 @@ class DataError(ValueError):
 
     The message is one line: what was read, what is wrong with it, and the fix.
     """
+
+
+class StoreUnavailableError(DataError):
+    """A store does not answer, breaks off or is overloaded: the same request may succeed later."""
+
+
+class LostDataError(DataError):
+    """An object is not there or not what was written; the rest of a data set may be sound."""

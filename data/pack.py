@@ -1,22 +1,40 @@
-"""Pack samples into shards, a resolution pyramid and an index."""
+"""Pack images into shards, a resolution pyramid and an index.
+
+The work is cut into units (`data.plan`). `pack_unit` packs one, anywhere and in any order, and
+`finish` makes a data set of all of them; the bytes depend on neither.
+"""
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from data.dataset import INDEX_NAME, DatasetIndex, ShardInfo, save_index
-from data.errors import DataError
-from data.pyramid import pyramid, resolutions_to
-from data.sample import SPLITS, Sample, Split
-from data.shards import write_shard
+from data.dataset import DatasetIndex, ShardInfo
+from data.duplicates import perceptual_hash
+from data.errors import DataError, StoreUnavailableError
+from data.item import Item, Picture
+from data.pack_finish import common_channels, finish
+from data.pack_records import (
+    BadImage,
+    PackedImage,
+    UnitRecord,
+    load_records,
+    open_plan,
+    pending,
+    save_record,
+)
+from data.plan import Mode, PackSettings, Unit, make_plan
+from data.pyramid import mask_to_square, pyramid, to_square
+from data.sample import Label, Mask, Sample, Tile
+from data.shards import ShardWriter
 from data.store import Store
+from data.tiles import cut, grid, tile_labels
 
 Progress = Callable[[int, int], None]
 
 
 def pack(
-    samples: Iterable[Sample],
+    samples: Iterable[Sample | Item],
     store: Store,
     *,
     resolution: int,
@@ -25,127 +43,262 @@ def pack(
     shard_samples: int = 64,
     contamination: float | None = None,
     source: str = "",
+    mode: Mode = "whole",
+    tile_overlap: int = 0,
+    max_bad_fraction: float = 0.0,
     progress: Progress | None = None,
 ) -> DatasetIndex:
-    """Write a packed data set; the same samples and seed give the same bytes.
-
-    Each split is shuffled over its shards, `<split>/<resolution>/<5-digit number>.tar`. The
-    train splits get every resolution from 4 up, without masks below the native one; validation
-    and test get the native one only. The samples are held in memory.
+    """Write a packed data set in this process; the same images and seed give the same bytes.
 
     Args:
-        samples: square images of side `resolution`, in any order.
-        store: where to write; an index already there is deleted before its shards are replaced.
-        resolution: image side, a power of two in 4..1024, pixels.
+        samples: what to pack, in any order; samples are square, of side `resolution`.
+        store: where to write.
+        resolution: see `PackSettings`, as all up to `tile_overlap`.
         name: name of the data set.
-        seed: seed of the shuffle.
-        shard_samples: most samples in a shard.
-        contamination: true abnormal fraction of train-normal, where a study knows it.
+        seed: seed of the order.
+        shard_samples: images in a unit.
+        contamination: true abnormal fraction of train-normal, where it is known.
         source: where the images come from, for people.
-        progress: called with (shards written, shards in all) after each shard.
+        mode: whole images or tiles.
+        tile_overlap: least overlap of tiles, pixels.
+        max_bad_fraction: see `finish`.
+        progress: called with (images done, images in all) after each unit.
 
     Raises:
         DataError: if the samples do not make a data set, or the store fails.
     """
-    if shard_samples < 1:
-        raise DataError(f"shard_samples={shard_samples} is below 1; give at least 1")
-    if resolution not in resolutions_to(1024):
-        raise DataError(f"resolution={resolution} is not a power of two in 4..1024; choose one")
-    ordered = sorted(samples, key=lambda sample: (_rank(sample, seed), sample.key))
-    _check(ordered, resolution)
-    store.delete(INDEX_NAME)
-    index = DatasetIndex(
+    settings = PackSettings(
         name=name,
-        channels=1 if ordered[0].image.shape[2] == 1 else 3,
         resolution=resolution,
-        resolutions=resolutions_to(resolution),
-        shards=tuple(_write_shards(ordered, store, resolution, shard_samples, progress)),
-        labels={s: dict(Counter(x.label for x in xs)) for s, xs in _by_split(ordered).items()},
-        kinds={s: dict(Counter(x.kind for x in xs)) for s, xs in _by_split(ordered).items()},
         seed=seed,
-        contamination=contamination,
+        mode=mode,
+        tile_overlap=tile_overlap,
+        shard_samples=shard_samples,
         source=source,
+        contamination=contamination,
     )
-    save_index(store, index)
-    return index
-
-
-def _rank(sample: Sample, seed: int) -> bytes:
-    """Return the sample's place in the shuffle; it depends on nothing but seed and key."""
-    return hashlib.sha256(f"{seed}/{sample.key}".encode()).digest()
-
-
-def _by_split(samples: Sequence[Sample]) -> dict[Split, list[Sample]]:
-    parts = {split: [sample for sample in samples if sample.split == split] for split in SPLITS}
-    return {split: part for split, part in parts.items() if part}
-
-
-def _write_shards(
-    ordered: Sequence[Sample],
-    store: Store,
-    resolution: int,
-    shard_samples: int,
-    progress: Progress | None,
-) -> Iterator[ShardInfo]:
-    chunks = [
-        (split, number, part[start : start + shard_samples])
-        for split, part in _by_split(ordered).items()
-        for number, start in enumerate(range(0, len(part), shard_samples))
-    ]
-    for done, (split, number, chunk) in enumerate(chunks, start=1):
-        for side, level in _levels(chunk, split, resolution).items():
-            payload = write_shard(level)
-            path = f"{split}/{side}/{number:05d}.tar"
-            store.write_bytes(path, payload)
-            yield ShardInfo(
-                path=path,
-                split=split,
-                resolution=side,
-                samples=len(level),
-                bytes=len(payload),
-                sha256=hashlib.sha256(payload).hexdigest(),
-            )
+    listed = list(samples)
+    _check_samples([each for each in listed if isinstance(each, Sample)], resolution)
+    plan = make_plan(map(as_item, listed), settings)
+    if index := open_plan(store, plan):
+        return index
+    records = load_records(store, plan)
+    done = sum(len(unit.items) for unit in plan.units if unit.name in records)
+    for unit in pending(plan, records):
+        records[unit.name] = pack_unit(unit, store, settings, plan.digest)
+        common_channels(records.values())
+        done += len(unit.items)
         if progress:
-            progress(done, len(chunks))
+            progress(done, plan.num_items)
+    return finish(store, plan, max_bad_fraction=max_bad_fraction)
 
 
-def _levels(chunk: list[Sample], split: Split, resolution: int) -> dict[int, list[Sample]]:
-    """Return the chunk at every resolution its split needs."""
-    if split in ("validation", "test"):
-        return {resolution: chunk}
-    levels: dict[int, list[Sample]] = {side: [] for side in resolutions_to(resolution)}
-    for sample in chunk:
-        for side, image in pyramid(sample.image, resolution).items():
-            mask = sample.mask if side == resolution else None
-            levels[side].append(replace(sample, image=image, mask=mask))
-    return levels
-
-
-def _check(samples: Sequence[Sample], resolution: int) -> None:
-    """Raise `DataError` unless the samples make one data set."""
-    if not samples:
-        raise DataError("the data set is empty: no samples to pack; check the source folder")
-    keys: set[str] = set()
-    split_of: dict[str, Split] = {}
-    first = samples[0]
+def _check_samples(samples: Sequence[Sample], resolution: int) -> None:
+    """Refuse at once what is already in memory and cannot be packed."""
     for sample in samples:
         height, width, channels = sample.image.shape
-        if channels != first.image.shape[2]:
+        if channels != samples[0].image.shape[2]:
             raise DataError(
-                f"mixed channels: {first.key} has {first.image.shape[2]}, {sample.key} has "
-                f"{channels}; convert all images to grey (1) or all to RGB (3)"
+                f"mixed channels: {samples[0].key} has {samples[0].image.shape[2]}, {sample.key} "
+                f"has {channels}; convert all images to grey (1) or all to RGB (3)"
             )
         if (height, width) != (resolution, resolution):
             raise DataError(
                 f"sample {sample.key} is {height}x{width}, resolution={resolution}; "
                 "resize it before packing"
             )
-        if sample.key in keys:
-            raise DataError(f"key {sample.key} appears twice; give each image its own name")
-        keys.add(sample.key)
-        known = split_of.setdefault(sample.group, sample.split)
-        if known != sample.split:
-            raise DataError(
-                f"group {sample.group} is in two splits, {known} and {sample.split}; "
-                "keep all images of one part in one split"
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Reader of a sample that is in memory; its text says what it holds, as a digest needs."""
+
+    sample: Sample
+
+    def __call__(self) -> Picture:
+        return self.sample.image, self.sample.mask
+
+    def __repr__(self) -> str:
+        parts = [part for part in self() if part is not None]
+        digests = [hashlib.sha256(part.tobytes()).hexdigest() for part in parts]
+        return f"{[part.shape for part in parts]} {digests}"
+
+
+def as_item(sample: Sample | Item) -> Item:
+    """Return an item that reads a sample from memory; an item is returned as it is."""
+    if isinstance(sample, Item):
+        return sample
+    return Item(
+        key=sample.key,
+        read=_Held(sample),
+        label=sample.label,
+        kind=sample.kind,
+        group=sample.group,
+        source=sample.source,
+        split=sample.split,
+    )
+
+
+def cut_picture(
+    item: Item, picture: Picture, settings: PackSettings, *, is_contaminant: bool = False
+) -> list[Sample]:
+    """Return the samples of one image: itself, resized, or its tiles.
+
+    Args:
+        item: what is known about the image.
+        picture: the image and its mask.
+        settings: how to pack it.
+        is_contaminant: whether it is abnormal though called normal.
+
+    Raises:
+        DataError: if the image cannot be used.
+    """
+    image, mask = picture
+    if settings.channels not in (None, image.shape[2]):
+        raise DataError(
+            f"the image has {image.shape[2]} channels, the data set {settings.channels}; "
+            "set pack.channels"
+        )
+    side = settings.resolution
+    height, width = image.shape[:2]
+    assert item.split
+    whole = Sample(
+        item.key, image, item.label, item.source, item.group, item.kind, item.split, mask
+    )
+    if settings.mode == "whole":
+        small = None if mask is None else mask_to_square(mask, side)
+        return [replace(whole, image=to_square(image, side), mask=small)]
+    labels = tile_labels(
+        grid(height, width, side, settings.tile_overlap),
+        side,
+        mask,
+        item.label,
+        item.split,
+        is_contaminant=is_contaminant,
+        min_defect_pixels=settings.min_defect_pixels,
+    )
+    return [_tile(whole, y, x, side, label) for (y, x), label in labels.items()]
+
+
+def _tile(whole: Sample, y: int, x: int, side: int, label: Label) -> Sample:
+    height, width = whole.image.shape[:2]
+    return replace(
+        whole,
+        key=f"{whole.key}-y{y:05d}-x{x:05d}",
+        image=cut(whole.image, y, x, side),
+        mask=None if whole.mask is None else cut(whole.mask, y, x, side),
+        label=label,
+        tile=Tile(whole.key, y, x, height, width, whole.label),
+    )
+
+
+def pack_unit(unit: Unit, store: Store, settings: PackSettings, plan: str) -> UnitRecord:
+    """Read each image of a unit once, write its shards, and its record last.
+
+    An image that cannot be used becomes a row of the record. The images are held in memory one
+    at a time, the samples of one shard only as they are encoded.
+
+    Args:
+        unit: what to pack.
+        store: where to write.
+        settings: how to pack.
+        plan: digest of the plan the unit belongs to.
+
+    Raises:
+        StoreUnavailableError: if the source or the destination cannot be reached.
+        DataError: if the destination refuses.
+    """
+    shards = _Shards(unit, store, settings)
+    images, bad = [], []
+    channels: dict[int, str] = {}
+    for item in unit.items:
+        try:
+            picture = item.read()
+            contaminates = is_contaminant(item, picture[1], unit)
+            samples = cut_picture(item, picture, settings, is_contaminant=contaminates)
+        # That a store does not answer says nothing about the image.
+        except StoreUnavailableError:
+            raise
+        except DataError as error:
+            row = BadImage(source=item.source, key=item.key, split=unit.split, reason=str(error))
+            bad.append(row)
+            continue
+        shards.add(samples, contaminates=contaminates)
+        bits = perceptual_hash(picture[0])
+        images.append(PackedImage(key=item.key, group=item.group, bits=bits))
+        channels.setdefault(picture[0].shape[2], item.key)
+    shards.close()
+    record = UnitRecord(
+        plan=plan,
+        name=unit.name,
+        split=unit.split,
+        shards=tuple(shards.written),
+        images=tuple(images),
+        bad=tuple(bad),
+        labels=dict(sorted(shards.labels.items())),
+        kinds=dict(sorted(shards.kinds.items())),
+        num_contaminants=shards.num_contaminants,
+        channels=channels,
+    )
+    save_record(store, record)
+    return record
+
+
+def is_contaminant(item: Item, mask: Mask | None, unit: Unit) -> bool:
+    """Whether an image is abnormal though called normal: it was mixed in, or its mask tells."""
+    called_normal = unit.split == "train-normal"
+    return called_normal and (
+        item.key in unit.contaminants or (mask is not None and bool(mask.any()))
+    )
+
+
+class _Shards:
+    """The shards of a unit, one after another, at all levels of the pyramid."""
+
+    def __init__(self, unit: Unit, store: Store, settings: PackSettings) -> None:
+        self._unit, self._store, self._settings = unit, store, settings
+        self._part = 0
+        self._writers: dict[int, ShardWriter] = {}
+        self.written: list[ShardInfo] = []
+        self.labels: Counter[Label] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.num_contaminants = 0
+
+    def add(self, samples: Sequence[Sample], *, contaminates: bool) -> None:
+        """Append the samples of one image; they stay in one shard."""
+        for sample in samples:
+            for side, level in self._levels(sample).items():
+                self._writers.setdefault(side, ShardWriter()).add(level)
+            self.labels[sample.label] += 1
+            self.kinds[sample.kind] += 1
+        self.num_contaminants += contaminates * len(samples)
+        if self._writers[self._settings.resolution].num_samples >= self._settings.shard_samples:
+            self.close()
+
+    def close(self) -> None:
+        """Write the shards that are open."""
+        for side, writer in sorted(self._writers.items()):
+            payload = writer.close()
+            path = f"{self._unit.split}/{side}/{self._unit.number:05d}-{self._part:03d}.tar"
+            self._store.write_bytes(path, payload)
+            self.written.append(
+                ShardInfo(
+                    path=path,
+                    split=self._unit.split,
+                    resolution=side,
+                    samples=writer.num_samples,
+                    bytes=len(payload),
+                    sha256=hashlib.sha256(payload).hexdigest(),
+                )
             )
+        self._writers = {}
+        self._part += 1
+
+    def _levels(self, sample: Sample) -> dict[int, Sample]:
+        """Return a sample at every resolution its split needs; only the native one has a mask."""
+        side = self._settings.resolution
+        if self._unit.split in ("validation", "test"):
+            return {side: sample}
+        levels = pyramid(sample.image, side)
+        smaller = {r: replace(sample, image=levels[r], mask=None) for r in levels if r != side}
+        return {**smaller, side: sample}

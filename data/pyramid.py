@@ -6,6 +6,8 @@ from PIL import Image
 from data.sample import Image8, Mask
 
 SMALLEST = 4
+_MOST_IN_UINT16 = 128
+"""Pixels of 255 whose sum, and half their number, surely fit."""
 
 
 def resolutions_to(resolution: int) -> tuple[int, ...]:
@@ -16,8 +18,8 @@ def resolutions_to(resolution: int) -> tuple[int, ...]:
 def pyramid(image: Image8, resolution: int) -> dict[int, Image8]:
     """Shrink an image by 2x2 box averages, down to 4x4.
 
-    Each level is averaged from the unrounded level above (exact in float32 for 1024 -> 4) and
-    rounded half up once, so rounding errors do not pile up.
+    Each level is an exact average of the image, rounded half up once, so rounding errors do not
+    pile up.
 
     Args:
         image: [resolution, resolution, C] uint8.
@@ -26,11 +28,15 @@ def pyramid(image: Image8, resolution: int) -> dict[int, Image8]:
     Returns:
         Ascending resolution r -> [r, r, C] uint8.
     """
-    level = image.astype(np.float32)
     levels = {resolution: image}
+    total = image
     for side in reversed(resolutions_to(resolution)[:-1]):
-        level = level.reshape(side, 2, side, 2, -1).mean(axis=(1, 3), dtype=np.float32)
-        levels[side] = np.floor(level + 0.5).astype(np.uint8)
+        num_pixels = (resolution // side) ** 2
+        # Whole numbers are exact, and added in slices faster than averaged over two axes.
+        dtype = np.uint16 if num_pixels <= _MOST_IN_UINT16 else np.uint32
+        rows = np.add(total[0::2], total[1::2], dtype=dtype)
+        total = rows[:, 0::2] + rows[:, 1::2]
+        levels[side] = ((total + dtype(num_pixels // 2)) // dtype(num_pixels)).astype(np.uint8)
     return dict(sorted(levels.items()))
 
 
@@ -47,6 +53,8 @@ def to_square(image: Image8, resolution: int) -> Image8:
     Returns:
         [resolution, resolution, C] uint8.
     """
+    if image.shape[:2] == (resolution, resolution):
+        return image
     shrinks = resolution <= min(image.shape[:2])
     method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
     pixels = image[:, :, 0] if image.shape[2] == 1 else image

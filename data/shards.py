@@ -14,7 +14,7 @@ from webdataset.writer import TarWriter
 
 from data.dataset import ShardInfo
 from data.errors import DataError
-from data.sample import Image8, Label, Mask, Sample, Split, decode_image, encode_png
+from data.sample import Image8, Label, Mask, Sample, Split, Tile, decode_image, encode_png
 
 _BLOCK_BYTES = 512
 _IMAGE_MEMBERS = ("png", "jpg", "jpeg", "webp")
@@ -35,6 +35,7 @@ class _Facts(BaseModel):
     kind: str
     split: Split
     has_mask: bool
+    tile: Tile | None = None
 
 
 @dataclass(frozen=True)
@@ -73,16 +74,38 @@ class _Members:
     fault: str | None = None
 
 
-def write_shard(samples: Iterable[Sample]) -> bytes:
-    """Return a tar file of `<key>.png`, `<key>.json` and, where known, `<key>.mask.png`.
+class ShardWriter:
+    """A shard that grows sample by sample, held in memory only as it is encoded.
 
-    The same samples give the same bytes.
+    It is a tar file of `<key>.png`, `<key>.json` and, where known, `<key>.mask.png`. The same
+    samples in the same order give the same bytes.
     """
-    buffer = io.BytesIO()
-    with TarWriter(buffer, encoder=False, user="", group="", mode=0o444, mtime=0) as writer:
-        for sample in samples:
-            writer.write(_encode(sample))
-    return buffer.getvalue()
+
+    def __init__(self) -> None:
+        """See the class."""
+        self.num_samples = 0
+        self._buffer = io.BytesIO()
+        self._writer = TarWriter(
+            self._buffer, encoder=False, user="", group="", mode=0o444, mtime=0
+        )
+
+    def add(self, sample: Sample) -> None:
+        """Encode a sample and append it."""
+        self._writer.write({"__key__": sample.key, **_encode(sample)})
+        self.num_samples += 1
+
+    def close(self) -> bytes:
+        """Return the whole shard; nothing can be added afterwards."""
+        self._writer.close()
+        return self._buffer.getvalue()
+
+
+def write_shard(samples: Iterable[Sample]) -> bytes:
+    """Return the shard of these samples, see `ShardWriter`."""
+    writer = ShardWriter()
+    for sample in samples:
+        writer.add(sample)
+    return writer.close()
 
 
 def read_shard(payload: bytes, expected: ShardInfo | None = None) -> ShardContents:
@@ -111,22 +134,25 @@ def read_shard(payload: bytes, expected: ShardInfo | None = None) -> ShardConten
     return ShardContents(samples, damage, checksum_ok)
 
 
-def _encode(sample: Sample) -> dict[str, str | bytes]:
+def _encode(sample: Sample) -> dict[str, bytes]:
+    """Return the members of a sample by extension."""
     height, width, channels = sample.image.shape
-    facts = _Facts(
-        label=sample.label,
-        source=sample.source,
-        height=height,
-        width=width,
-        channels=channels,
-        group=sample.group,
-        kind=sample.kind,
-        split=sample.split,
-        has_mask=sample.mask is not None,
-    )
-    members: dict[str, str | bytes] = {
-        "__key__": sample.key,
-        "json": json.dumps(facts.model_dump(), sort_keys=True).encode(),
+    # What `_Facts` reads back.
+    facts = {
+        "label": sample.label,
+        "source": sample.source,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "group": sample.group,
+        "kind": sample.kind,
+        "split": sample.split,
+        "has_mask": sample.mask is not None,
+    }
+    if sample.tile:
+        facts["tile"] = vars(sample.tile)
+    members = {
+        "json": json.dumps(facts, sort_keys=True).encode(),
         "png": encode_png(sample.image),
     }
     if sample.mask is not None:
@@ -200,6 +226,7 @@ def _decode(key: str, members: _Members) -> Sample:
         kind=facts.kind,
         split=facts.split,
         mask=_decode_mask(payloads, facts, image),
+        tile=facts.tile,
     )
 
 

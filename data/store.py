@@ -8,33 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import fsspec
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ReadTimeoutError,
-)
 
 from data.errors import DataError
+from data.s3 import ATTEMPTS, FAILURES, client_options, endpoint_url, explain, object_chunks
 
 _S3 = "s3://"
 _FILE = "file://"
 _TEMPORARY_PREFIX = ".blemish-"
 _TEMPORARY_SUFFIX = ".part"
-
-# Each request is tried twice by botocore and twice by s3fs: a silent host costs about 4 * 3 s.
-_CONNECT_TIMEOUT_S = 3
-_READ_TIMEOUT_S = 15
-_ATTEMPTS = 2
-
-_FAILURES = (OSError, BotoCoreError, ClientError, aiohttp.ClientError)
-_UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError, TimeoutError)
-_REFUSED = (PermissionError, NoCredentialsError, PartialCredentialsError)
+_PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -106,26 +89,39 @@ class Store:
         """
         if self.is_local:
             return fsspec.filesystem("file"), self.uri
-        endpoint_url = _endpoint_url()
-        config = {
-            "connect_timeout": _CONNECT_TIMEOUT_S,
-            "read_timeout": _READ_TIMEOUT_S,
-            "retries": {"total_max_attempts": _ATTEMPTS, "mode": "standard"},
-        }
-        if endpoint_url:
-            # Many S3-compatible servers reject botocore's trailing checksums or store them as data.
-            config["request_checksum_calculation"] = "when_required"
         # Without the listing cache another process's new objects are seen at once.
         filesystem = fsspec.filesystem(
-            "s3", endpoint_url=endpoint_url, config_kwargs=config, use_listings_cache=False
+            "s3",
+            endpoint_url=endpoint_url(),
+            config_kwargs=client_options(),
+            use_listings_cache=False,
         )
-        filesystem.retries = _ATTEMPTS
+        filesystem.retries = ATTEMPTS
         return filesystem, self.uri.removeprefix(_S3)
 
     def read_bytes(self, path: str) -> bytes:
         """Return one whole object."""
-        with self._reaching("reading", path) as (filesystem, location):
-            return bytes(filesystem.cat_file(location))
+        return b"".join(self.read_chunks(path))
+
+    def read_range(self, path: str, start: int, length: int) -> bytes:
+        """Return `length` bytes of an object from byte `start` on, fewer where it ends before."""
+        return b"".join(self.read_chunks(path, start, length)) if length else b""
+
+    def read_chunks(self, path: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """Yield an object from byte `start` on in pieces, all of one version of the object.
+
+        Args:
+            path: the object.
+            start: first byte.
+            length: most bytes to read; None reads to the end.
+        """
+        with self._reaching("reading", path, connect=False) as (_, location):
+            if self.is_local:
+                yield from _file_chunks(Path(location), start, length)
+            else:
+                # One GET of our own: s3fs puts a large object together from several requests,
+                # which may see different versions of it, and moves half as many bytes a second.
+                yield from object_chunks(location, start, length)
 
     def write_bytes(self, path: str, payload: bytes) -> None:
         """Write one object atomically: a reader sees the old object or the whole new one."""
@@ -178,38 +174,27 @@ class Store:
                 return
 
     @contextmanager
-    def _reaching(self, action: str, path: str) -> Iterator[tuple[Any, str]]:
+    def _reaching(
+        self, action: str, path: str, *, connect: bool = True
+    ) -> Iterator[tuple[Any, str]]:
         """Open the file system and turn its failures into one clear message."""
         url = self.url(path)
         try:
-            yield self.filesystem()[0], url.removeprefix(_S3)
-        except _FAILURES as error:
-            raise DataError(_explain(action, url, error)) from error
+            yield self.filesystem()[0] if connect else None, url.removeprefix(_S3)
+        except FAILURES as error:
+            raise explain(action, url, error) from error
 
 
-def _endpoint_url() -> str | None:
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-    if url and not url.startswith(("http://", "https://")):
-        raise DataError(f"AWS_ENDPOINT_URL={url!r} has no scheme; write http://{url} or https://")
-    return url
-
-
-def _explain(action: str, url: str, error: BaseException) -> str:
-    """Say what failed, why, and what to look at."""
-    if isinstance(error, FileNotFoundError):
-        return f"{action} {url} failed: no such object, folder or bucket; check the location"
-    reason = " ".join(str(error).split()) or type(error).__name__
-    is_s3 = url.startswith(_S3)
-    if is_s3 and isinstance(error, _UNREACHABLE):
-        endpoint = _endpoint_url() or "not set (AWS itself)"
-        fix = f"check that the server is up and AWS_ENDPOINT_URL, now {endpoint}"
-    elif is_s3 and isinstance(error, _REFUSED):
-        fix = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
-    elif is_s3:
-        fix = "check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the bucket"
-    else:
-        fix = "check the path, its permissions and the free space"
-    return f"{action} {url} failed: {reason}; {fix}"
+def _file_chunks(path: Path, start: int, length: int | None) -> Iterator[bytes]:
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        left = length
+        while left is None or left > 0:
+            piece = file.read(_PIECE_BYTES if left is None else min(left, _PIECE_BYTES))
+            if not piece:
+                return
+            yield piece
+            left = None if left is None else left - len(piece)
 
 
 def _is_temporary(name: str) -> bool:

@@ -4,12 +4,16 @@
 set -euo pipefail
 
 packages=(
+    ceph-common       # tests/ceph_server.py: a real S3 server
+    ceph-mon          # the same
+    ceph-osd          # the same
     chromium          # tests/browser: opens the report
     fonts-dejavu-core # tests/browser: a font, without which chromium draws empty boxes
     git               # tests/unit/test_house.py: asks git which files it ignores
     make              # .ci/run
     python3.11        # everything
     python3-venv      # `make venv`
+    radosgw           # tests/ceph_server.py
 )
 
 if dpkg-query --show --showformat='${db:Status-Status}\n' "${packages[@]}" 2>/dev/null |

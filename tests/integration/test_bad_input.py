@@ -42,8 +42,10 @@ def test_no_data_set(tmp_path: Path) -> None:
 def test_missing_shard_is_refused_before_anything_starts(dataset: Path, tmp_path: Path) -> None:
     copy, run_dir = tmp_path / "data", tmp_path / "run"
     shutil.copytree(dataset, copy)
-    (copy / "train-normal/4/00001.tar").unlink()
-    told = f"shards are missing in {copy}, such as train-normal/4/00001.tar; pack the data again"
+    (copy / "train-normal/4/00001-000.tar").unlink()
+    told = (
+        f"shards are missing in {copy}, such as train-normal/4/00001-000.tar; pack the data again"
+    )
     _expect(_train(copy, run_dir), told)
     assert not run_dir.exists()
 
@@ -52,16 +54,16 @@ def test_empty_shard(dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(dataset, copy)
     # The run sees more images of 16 pixels than there are, so that no shard is left out.
-    (copy / "train-normal/16/00001.tar").write_bytes(b"")
+    (copy / "train-normal/16/00001-000.tar").write_bytes(b"")
     # No retries: the worker that meets the shard would meet it again.
     words = _train(copy, tmp_path / "run", **{"cluster.max_failures": 0})
-    _expect(words, "train-normal/16/00001.tar")
+    _expect(words, "train-normal/16/00001-000.tar")
 
 
 def test_empty_source(tmp_path: Path) -> None:
     (tmp_path / "source/normal").mkdir(parents=True)
     words = ["pack", str(tmp_path / "source"), str(tmp_path / "out"), *flags(TINY)]
-    _expect(words, "has no images")
+    _expect(words, "is of no known format (found nothing)")
     assert not (tmp_path / "out/dataset.json").exists()
 
 

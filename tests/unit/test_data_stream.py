@@ -1,18 +1,25 @@
-"""Streams: exact resume, disjoint ranks, bounded memory, nothing skipped silently."""
+"""Streams: exact position in any world, nothing skipped silently, errors where they belong."""
+
+import itertools
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from data import stream as stream_module
+from data.augment import turned
 from data.dataset import DatasetIndex
-from data.errors import DataError
+from data.errors import DataError, StoreUnavailableError
 from data.pack import pack
-from data.sample import Sample, Split
+from data.reader import Loss, SplitReader
+from data.sample import Sample, Split, encode_png
+from data.shard_cache import ShardCache
 from data.store import Store
-from data.stream import BatchStream, SampleStream, normalise
+from data.stream import BatchStream, Share, normalise
 
 NUM_NORMAL, NUM_ABNORMAL = 22, 7
+Packed = tuple[Store, DatasetIndex]
 
 
 def _sample(number: int, split: Split) -> Sample:
@@ -21,196 +28,236 @@ def _sample(number: int, split: Split) -> Sample:
     return Sample(f"s{number}", image, "normal", "unit test", f"g{number}", "good", split)
 
 
-@pytest.fixture
-def packed(tmp_path) -> tuple[Store, DatasetIndex]:
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     samples = [_sample(n, "train-normal") for n in range(NUM_NORMAL)]
     samples += [_sample(100 + n, "train-abnormal") for n in range(NUM_ABNORMAL)]
-    store = Store(str(tmp_path))
+    store = Store(str(tmp_path_factory.mktemp("packed")))
     return store, pack(samples, store, resolution=8, name="n", seed=0, shard_samples=4)
 
 
-def _stream(packed, split: Split = "train-normal", resolution: int = 8, **options) -> SampleStream:
-    options = {"world_size": 2, "rank": 0, "seed": 5, **options}
-    return SampleStream(*packed, split, resolution, **options)
+@pytest.fixture
+def packed(untouched: Packed, tmp_path) -> Packed:
+    """A copy that a test may damage."""
+    store = Store(str(tmp_path))
+    for path in untouched[0].list():
+        store.write_bytes(path, untouched[0].read_bytes(path))
+    return store, untouched[1]
 
 
-def _values(stream: SampleStream, count: int) -> list[int]:
-    return [int(next(stream)[0, 0, 0]) for _ in range(count)]
+def _reader(packed: Packed, split: Split = "train-normal", resolution: int = 8, **options):
+    options = {"lanes": 4, "seed": 5, **options}
+    return SplitReader(ShardCache(packed[0]), packed[1], split, resolution, **options)
 
 
-def test_images_are_channel_first_at_the_asked_resolution(packed) -> None:
-    image = next(_stream(packed, resolution=4))
-    assert image.shape == (1, 4, 4)
-    assert image.dtype == np.uint8
+def _values(reader: SplitReader, numbers: range) -> list[int]:
+    return [int(reader.decode(n, p)[0, 0, 0]) for n, p in reader.payloads(numbers)]
 
 
-def test_resume_equals_the_straight_stream_at_every_position(packed) -> None:
-    straight = _values(_stream(packed), 40)
-    for position in range(40):
-        resumed = _stream(packed)
-        resumed.seek(position)
-        assert _values(resumed, 40 - position) == straight[position:]
-        assert resumed.position == 40
+def _stream(packed: Packed, at: dict[str, int] | None = None, **part: int) -> BatchStream:
+    normal, abnormal = _reader(packed), _reader(packed, "train-abnormal", lanes=2)
+    return BatchStream(normal, abnormal, batch=4, abnormal_batch=2, at=at, part=Share(**part))
 
 
-def test_resolution_does_not_change_the_order(packed) -> None:
-    assert _values(_stream(packed, resolution=4), 40) == _values(_stream(packed), 40)
-
-
-def test_ranks_share_each_pass_without_overlap(packed) -> None:
-    per_rank = NUM_NORMAL // 2
-    ranks = [_values(_stream(packed, rank=rank), 3 * per_rank) for rank in (0, 1)]
-    for start in range(0, 3 * per_rank, per_rank):
-        once = ranks[0][start : start + per_rank] + ranks[1][start : start + per_rank]
-        assert sorted(once) == list(range(NUM_NORMAL))
-    assert ranks[0][:per_rank] != ranks[0][per_rank : 2 * per_rank]
-
-
-def test_cached_shards_are_decoded_once_and_a_small_cache_changes_nothing(
-    packed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loads = []
-    read = stream_module.read_shard
-
-    def counted(payload, shard):
-        loads.append(shard.path)
-        return read(payload, shard)
-
-    monkeypatch.setattr(stream_module, "read_shard", counted)
-    cached = _values(_stream(packed, world_size=1), 5 * NUM_NORMAL)
-    assert sorted(loads) == sorted(s.path for s in packed[1].shards_of("train-normal"))
-    loads.clear()
-    # Room for two shards of four 8x8 images.
-    tight = _stream(packed, world_size=1, cache_bytes=2 * 4 * 64)
-    assert _values(tight, 5 * NUM_NORMAL) == cached
-    assert len(loads) > 6
-    assert tight._cache._used_bytes <= 2 * 4 * 64
-
-
-def test_the_shard_used_longest_ago_is_dropped_first() -> None:
-    cache = stream_module._ShardCache(limit_bytes=2)
-    images = [np.zeros(1, np.uint8)]
-    cache.put(0, images)
-    cache.put(1, images)
-    cache.get(0)
-    cache.put(2, images)
-    assert [cache.get(shard) is not None for shard in (0, 1, 2)] == [True, False, True]
-
-
-def _damage(packed, path: str, start: int, content: bytes) -> None:
-    store = packed[0]
-    payload = bytearray(store.read_bytes(path))
-    payload[start : start + len(content)] = content
-    store.write_bytes(path, bytes(payload))
-
-
-def test_damaged_shard_is_an_error_that_names_it(packed) -> None:
-    _damage(packed, "train-normal/8/00001.tar", 0, bytes(512))
-    with pytest.raises(
-        DataError, match=r"train-normal/8/00001\.tar is damaged.*json member is missing"
-    ):
-        _values(_stream(packed), 40)
-
-
-def test_changed_bytes_that_still_decode_are_an_error_too(packed) -> None:
-    # The tar end marker: no sample is touched, only the digest changes.
-    payload = packed[0].read_bytes("train-normal/8/00001.tar")
-    _damage(packed, "train-normal/8/00001.tar", len(payload) - 1, b"x")
-    with pytest.raises(DataError, match="sha256 differs"):
-        _values(_stream(packed), 40)
-
-
-def test_allowed_damage_is_replaced_recorded_and_resumable(packed) -> None:
-    _damage(packed, "train-normal/8/00001.tar", 0, bytes(512))
-    options = {"world_size": 1, "max_bad_fraction": 0.25}
-    stream = _stream(packed, **options, cache_bytes=1)
-    straight = _values(stream, 3 * NUM_NORMAL)
-    assert len(set(straight)) == NUM_NORMAL - 1
-    assert [row.reason for row in stream.damage] == [
-        "its json member is missing",
-        "sha256 differs from dataset.json",
+def _take(stream: BatchStream, count: int) -> list[tuple[list[int], list[int]]]:
+    """The grey values of `count` batches; closes the stream."""
+    batches = [stream.next_batch() for _ in range(count)]
+    stream.close()
+    return [
+        (batch.normal[:, 0, 0, 0].tolist(), batch.abnormal[:, 0, 0, 0].tolist())
+        for batch in batches
     ]
-    resumed = _stream(packed, **options)
-    resumed.seek(30)
-    assert _values(resumed, 20) == straight[30:50]
-    with pytest.raises(DataError, match=r"25\.0%.*max_bad_fraction=0\.2\)"):
-        _values(_stream(packed, world_size=1, max_bad_fraction=0.2), NUM_NORMAL)
 
 
-def test_missing_shard_split_and_resolution_are_named(packed) -> None:
-    packed[0].delete("train-normal/8/00002.tar")
-    with pytest.raises(DataError, match=r"00002\.tar failed: no such object"):
-        _values(_stream(packed), 40)
+def test_images_have_the_asked_resolution_and_its_order_is_that_of_the_others(untouched) -> None:
+    reader = _reader(untouched, resolution=4)
+    ((number, payload),) = reader.payloads(range(1))
+    assert reader.decode(number, payload).shape == (4, 4, 1)
+    numbers = range(3 * NUM_NORMAL)
+    assert _values(reader, numbers) == _values(_reader(untouched), numbers)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.data())
+def test_killed_and_resumed_by_other_ranks_equals_the_straight_run(untouched, data) -> None:
+    """Kill points, world sizes, threads and read-ahead at random: the same global batches."""
+    straight = _take(_stream(untouched), 24)
+    state, done = None, 0
+    while done < 24:
+        world_size = data.draw(st.sampled_from([1, 2]))
+        count = data.draw(st.integers(1, 24 - done))
+        ranks = []
+        for rank in range(world_size):
+            part = {
+                "num_threads": data.draw(st.integers(1, 3)),
+                "prefetch": data.draw(st.integers(0, 3)),
+            }
+            stream = _stream(untouched, state, world_size=world_size, rank=rank, **part)
+            ranks.append(_take(stream, count))
+        for wanted, *parts in zip(straight[done : done + count], *ranks, strict=True):
+            normal = list(itertools.chain.from_iterable(part[0] for part in parts))
+            abnormal = list(itertools.chain.from_iterable(part[1] for part in parts))
+            assert (normal, abnormal) == wanted
+        state, done = stream.state(), done + count
+        assert state == {"normal": 4 * done, "abnormal": 2 * done}
+
+
+def test_each_kind_is_read_once_a_pass_at_its_own_rate(untouched) -> None:
+    batches = _take(_stream(untouched), 11)
+    normal = [value for batch in batches for value in batch[0]]
+    abnormal = [value for batch in batches for value in batch[1]]
+    for line, first, size in ((normal, 0, NUM_NORMAL), (abnormal, 100, NUM_ABNORMAL)):
+        passes = [line[i : i + size] for i in range(0, len(line) - size + 1, size)]
+        assert len(passes) >= 2
+        for one in passes:
+            assert sorted(one) == list(range(first, first + size))
+        assert passes[0] != passes[1]
+
+
+def _shard_of(packed: Packed, number: int = 0) -> str:
+    reader = _reader(packed)
+    return reader.shards[reader.order.locate(number)[0]].path
+
+
+def _damage(packed: Packed, path: str, start: int, content: bytes) -> None:
+    payload = bytearray(packed[0].read_bytes(path))
+    payload[start : start + len(content)] = content
+    packed[0].write_bytes(path, bytes(payload))
+
+
+def test_lost_shard_is_an_error_that_names_it_and_the_limit(packed) -> None:
+    path = _shard_of(packed)
+    _damage(packed, path, 0, bytes(512))
+    message = rf"of 22 images .*train-normal.*max_bad_fraction=0\.0 .*{path} has another sha256"
+    with pytest.raises(DataError, match=message):
+        _values(_reader(packed), range(NUM_NORMAL))
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "one byte", "longer"])
+def test_tolerated_loss_is_listed_replaced_and_the_same_after_a_resume(packed, how: str) -> None:
+    path = _shard_of(packed, 3)
+    payload = packed[0].read_bytes(path)
+    changed = {"truncated": payload[:-512], "longer": payload + bytes(512)}
+    # In the end marker, where no sample is touched and a tar reader would not even look.
+    changed["one byte"] = payload[:-1] + b"x"
+    packed[0].delete(path) if how == "missing" else packed[0].write_bytes(path, changed[how])
+    lost = next(s.samples for s in packed[1].shards if s.path == path)
+    options = {"max_bad_fraction": lost / NUM_NORMAL}
+    reader = _reader(packed, **options)
+    straight = _values(reader, range(3 * NUM_NORMAL))
+    assert len(set(straight)) == NUM_NORMAL - lost
+    ((loss_path, sample, count, reason),) = [
+        (row.path, row.sample, row.num_samples, row.reason) for row in reader.losses
+    ]
+    assert (loss_path, sample, count) == (path, None, lost)
+    expected = {"missing": "No such file", "truncated": "bytes", "longer": "bytes"}
+    assert expected.get(how, "sha256") in reason
+    assert _values(_reader(packed, **options), range(30, 50)) == straight[30:50]
+    with pytest.raises(DataError, match="are damaged"):
+        _values(_reader(packed, max_bad_fraction=(lost - 1) / NUM_NORMAL), range(NUM_NORMAL))
+
+
+def test_image_of_the_wrong_size_or_no_image_gives_way_to_the_next(
+    untouched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shard is what was packed, so only a packer gone wrong can do this."""
+    straight = _take(_stream(untouched), 8)
+    bad = {straight[2][0][1]: b"no image", straight[5][0][3]: encode_png(np.zeros((4, 4, 1), "u1"))}
+    names = {encode_png(np.full((8, 8, 1), value, np.uint8)): value for value in range(256)}
+    decode = SplitReader.decode
+
+    def spoiled(self, number: int, payload: bytes):
+        return decode(self, number, bad.get(names[payload], payload))
+
+    monkeypatch.setattr(SplitReader, "decode", spoiled)
+
+    def run() -> tuple[list[int], list[Loss]]:
+        reader = _reader(untouched, max_bad_fraction=0.1)
+        stream = BatchStream(reader, None, batch=4)
+        values = [v for _ in range(8) for v in stream.next_batch().normal[:, 0, 0, 0].tolist()]
+        stream.close()
+        return values, stream.losses
+
+    values, losses = run()
+    wanted = [value for batch in straight for value in batch[0]]
+    differing = [was for was, now in zip(wanted, values, strict=True) if was != now]
+    assert set(differing) == set(bad)
+    assert not set(bad) & set(values)
+    assert {loss.num_samples for loss in losses} == {1}
+    assert any("not a PNG image" in loss.reason for loss in losses)
+    assert any("image is 4x4" in loss.reason for loss in losses)
+    assert run() == (values, losses)
+
+
+def test_a_store_that_does_not_answer_is_no_loss(untouched, monkeypatch) -> None:
+    def silent(self, shard):
+        raise StoreUnavailableError("no answer")
+
+    monkeypatch.setattr(ShardCache, "open", silent)
+    reader = _reader(untouched, max_bad_fraction=1.0)
+    with pytest.raises(StoreUnavailableError):
+        reader.payloads(range(1))
+    assert reader.losses == []
+
+
+def test_everything_lost_is_an_error_whatever_is_tolerated(packed) -> None:
+    for shard in packed[1].shards_of("train-normal"):
+        packed[0].delete(shard.path)
+    with pytest.raises(DataError, match="22 of 22 images"):
+        _values(_reader(packed, max_bad_fraction=1.0), range(1))
+
+
+def test_missing_split_and_resolution_are_named(untouched) -> None:
     with pytest.raises(DataError, match=r"validation has no shards"):
-        _stream(packed, "validation")
+        _reader(untouched, "validation")
     with pytest.raises(DataError, match=r"resolution=16; packed are \[4, 8\]"):
-        _stream(packed, resolution=16)
-    with pytest.raises(DataError, match="7 samples are fewer than 8 ranks"):
-        _stream(packed, "train-abnormal", world_size=8)
-
-
-def _batches(packed, prefetch: int, at: tuple[int, int] = (0, 0)) -> BatchStream:
-    normal, abnormal = _stream(packed), _stream(packed, "train-abnormal")
-    normal.seek(at[0])
-    abnormal.seek(at[1])
-    return BatchStream(normal, abnormal, batch=3, abnormal_batch=2, prefetch=prefetch)
-
-
-def test_prefetch_changes_neither_batches_nor_state(packed) -> None:
-    runs = []
-    for prefetch in (0, 1, 3):
-        batches = _batches(packed, prefetch)
-        run = []
-        for _ in range(12):
-            batch = batches.next_batch()
-            run.append((batch.normal.tolist(), batch.abnormal.tolist(), batches.state()))
-        assert batch.normal.shape == (3, 1, 8, 8)
-        assert batch.abnormal.dtype == torch.uint8
-        assert batch.wait_s >= 0
-        batches.close()
-        runs.append(run)
-    assert runs[0] == runs[1] == runs[2]
-    assert runs[0][-1][2] == {"normal": 36, "abnormal": 24}
-
-
-def test_batches_resume_from_their_state(packed) -> None:
-    batches = _batches(packed, prefetch=2)
-    for _ in range(5):
-        batches.next_batch()
-    state = batches.state()
-    wanted = [batches.next_batch().normal.tolist() for _ in range(5)]
-    resumed = _batches(packed, 2, (state["normal"], state["abnormal"]))
-    assert resumed.state() == state
-    assert [resumed.next_batch().normal.tolist() for _ in range(5)] == wanted
-    batches.close()
-    resumed.close()
-
-
-def test_without_abnormal_images_there_are_none(packed) -> None:
-    batches = BatchStream(_stream(packed), None, batch=2)
-    assert batches.next_batch().abnormal is None
-    assert batches.state() == {"normal": 2, "abnormal": 0}
-    batches.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        batches.next_batch()
+        _reader(untouched, resolution=16)
 
 
 def test_error_while_reading_ahead_surfaces_at_its_batch_and_stays(packed) -> None:
-    bad_position = next(
-        position
-        for position, (shard, _) in enumerate(_stream(packed)._order)
-        if shard == _stream(packed)._order[-1][0]
-    )
-    last = packed[1].shards_of("train-normal")[_stream(packed)._order[-1][0]]
-    packed[0].delete(last.path)
-    batches = _batches(packed, prefetch=2)
-    for _ in range(bad_position // 3):
-        batches.next_batch()
-    state = batches.state()
+    order = _reader(packed).order
+    first = next(n for n in range(8, NUM_NORMAL) if order.locate(n)[0] not in _touched(order, n))
+    packed[0].delete(_shard_of(packed, first))
+    stream = BatchStream(_reader(packed), None, batch=4, part=Share(prefetch=3))
+    for _ in range(first // 4):
+        stream.next_batch()
+    state = stream.state()
     for _ in range(2):
-        with pytest.raises(DataError, match="no such object"):
-            batches.next_batch()
-    assert batches.state() == state
+        with pytest.raises(DataError, match="No such file"):
+            stream.next_batch()
+    assert stream.state() == state
+
+
+def _touched(order, number: int) -> set[int]:
+    """Shards of the batches of four before that of `number`."""
+    return {order.locate(n)[0] for n in range(number // 4 * 4)}
+
+
+def test_without_abnormal_images_there_are_none_and_a_closed_stream_says_so(untouched) -> None:
+    stream = BatchStream(_reader(untouched), None, batch=2)
+    batch = stream.next_batch()
+    assert batch.abnormal is None
+    assert batch.normal.dtype == torch.uint8
+    assert batch.normal.shape == (2, 1, 8, 8)
+    assert batch.wait_s >= 0
+    assert stream.state() == {"normal": 2, "abnormal": 0}
+    stream.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        stream.next_batch()
+
+
+def test_symmetries_are_drawn_by_number_alone_and_each_appears() -> None:
+    image = np.arange(9, dtype=np.uint8).reshape(3, 3, 1)
+    drawn = [turned(image, ("flip_x", "rotate_90"), seed=1, number=n).tobytes() for n in range(99)]
+    again = [turned(image, ("flip_x", "rotate_90"), seed=1, number=n).tobytes() for n in range(99)]
+    assert drawn == again
+    flipped = image[:, ::-1]
+    four = {image.tobytes(), flipped.tobytes(), np.rot90(image).tobytes()}
+    four.add(np.rot90(flipped).tobytes())
+    assert set(drawn) == four
+    every = [turned(image, ("flip_x", "flip_y", "rotate_90"), seed=1, number=n) for n in range(200)]
+    assert len({view.tobytes() for view in every}) == 8
+    assert turned(image, (), seed=1, number=5) is image
 
 
 def test_normalise_maps_bytes_to_minus_one_and_one() -> None:

@@ -39,7 +39,7 @@ def test_whole_data_set_is_described(config: Config) -> None:
 
 @pytest.mark.parametrize("fault", ["is missing", "bytes instead of", "another sha256"])
 def test_damaged_shard_is_named(config: Config, fault: str) -> None:
-    shard = Path(config.data.uri) / "test/8/00000.tar"
+    shard = Path(config.data.uri) / "test/8/00000-000.tar"
     content = bytearray(shard.read_bytes())
     if fault == "is missing":
         shard.unlink()
@@ -48,7 +48,7 @@ def test_damaged_shard_is_named(config: Config, fault: str) -> None:
     else:
         content[1000] ^= 1
         shard.write_bytes(bytes(content))
-    with pytest.raises(UserError, match=rf"1 of \d+ shards.*test/8/00000.tar.*{fault}"):
+    with pytest.raises(UserError, match=rf"1 of \d+ shards.*test/8/00000-000.tar.*{fault}"):
         list(check_data(config))
 
 

@@ -85,6 +85,7 @@ def _scored(key: str, **columns: Any) -> dict[str, Any]:
         "peak": 0.9,
         "steps": 5,
         "best_step": 4,
+        "tiles": 1,
         "p_value": 0.3,
         "decision": "normal",
         "pictures": False,

@@ -1,0 +1,85 @@
+"""What the importers of single image files share: finding them, naming them, reading them."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+
+from data.errors import DataError
+from data.formats import read_mask, read_picture
+from data.item import ImportOptions, Item, Picture, key_of
+from data.sample import Label, Split
+from data.store import Store
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
+
+Location = tuple[Store, str]
+"""An object: its store, and its path within it."""
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file's name says that it is an image."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def stem_of(path: str) -> str:
+    """Return the path without the file's suffix."""
+    return str(PurePosixPath(path).with_suffix(""))
+
+
+def read_files(image: Location, mask: Location | None, options: ImportOptions) -> Picture:
+    """Read an image and its mask, if it has one.
+
+    Raises:
+        DataError: if either cannot be used.
+    """
+    pixels = read_picture(image[0].read_bytes(image[1]), options)
+    if mask is None:
+        return pixels, None
+    height, width, _ = pixels.shape
+    payload = mask[0].read_bytes(mask[1])
+    try:
+        return pixels, read_mask(payload, (height, width))
+    except DataError as error:
+        raise DataError(f"mask {mask[0].url(mask[1])}: {error}") from error
+
+
+def file_item(
+    image: Location,
+    options: ImportOptions,
+    *,
+    key: str,
+    label: Label,
+    kind: str,
+    mask: Location | None = None,
+    group: str | None = None,
+    split: Split | None = None,
+) -> Item:
+    """Return the item of an image file; without a group it is its own."""
+    return Item(
+        key=key,
+        read=partial(read_files, image, mask, options),
+        label=label,
+        kind=kind,
+        group=group or stem_of(image[1]),
+        source=image[0].url(image[1]),
+        split=split,
+    )
+
+
+def keys_for(paths: Sequence[str]) -> list[str]:
+    """Return a key for each path: of its stem, and of the whole path where two share a stem."""
+    stems = Counter(stem_of(path) for path in paths)
+    return [key_of(stem_of(path) if stems[stem_of(path)] == 1 else path) for path in paths]
+
+
+def shuffled(names: Iterable[str], seed: int) -> list[str]:
+    """Return the names in an order that depends on the seed and not on the order given."""
+    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise `DataError` unless 0 <= value <= 1."""
+    if not 0 <= value <= 1:
+        raise DataError(f"{name}={value} is not in 0..1; choose such as 0.2")

@@ -1,0 +1,159 @@
+"""The images of one split by number, whatever happened to some of them."""
+
+import contextlib
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from data.augment import Symmetry, turned
+from data.dataset import DatasetIndex
+from data.errors import DataError, LostDataError
+from data.partition import ReadingOrder
+from data.sample import Image8, Split, decode_png
+from data.shard_cache import ShardCache
+from data.shard_file import ShardFile
+
+_MOST_OPEN = 512
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Training images that could not be read; others took their places.
+
+    Attributes:
+        path: the shard, relative to the data set.
+        sample: place of the image in the shard; None if the whole shard is lost.
+        num_samples: how many images that is.
+        reason: what is wrong, for people.
+    """
+
+    path: str
+    sample: int | None
+    num_samples: int
+    reason: str
+
+
+class SplitReader:
+    """The images of one split at one resolution, by their number in the endless reading order.
+
+    A shard whose bytes are not those of `dataset.json` is lost as a whole. The place of a lost
+    image is taken by the next one in its shard, or in the next shard, that can be read: the same on
+    every rank and after every restart.
+
+    Args:
+        cache: opens the shards.
+        index: index of the data set.
+        split: which split to read.
+        resolution: image side, one of `index.resolutions`, pixels.
+        lanes: see `data.partition`; must stay the same for as long as positions are to mean
+            the same.
+        seed: seed of the order and of the augmentation.
+        symmetries: what an image may be turned into, see `data.augment`.
+        max_bad_fraction: share of the split's samples that may be lost, 0..1.
+
+    Raises:
+        DataError: if the split is empty at this resolution; while reading, once more than
+            `max_bad_fraction` is lost or the store does not answer.
+    """
+
+    def __init__(
+        self,
+        cache: ShardCache,
+        index: DatasetIndex,
+        split: Split,
+        resolution: int,
+        *,
+        lanes: int,
+        seed: int,
+        symmetries: tuple[Symmetry, ...] = (),
+        max_bad_fraction: float = 0.0,
+    ) -> None:
+        """See the class."""
+        self.shards = index.shards_of(split, resolution)
+        if not self.shards:
+            raise DataError(
+                f"{cache.store.uri}: split {split} has no shards at resolution={resolution}; "
+                f"packed are {list(index.resolutions)}"
+            )
+        self.shape = (index.channels, resolution, resolution)
+        self.losses: list[Loss] = []
+        self.order = ReadingOrder([s.samples for s in self.shards], lanes=lanes, seed=seed)
+        self._cache = cache
+        self._seed, self._symmetries = seed, symmetries
+        self._max_bad_fraction = max_bad_fraction
+        self._open: OrderedDict[int, ShardFile] = OrderedDict()
+        self._lost: set[tuple[int, int]] = set()
+
+    def fetch(self, shard: int) -> None:
+        """Bring a shard to this machine; what is wrong with it is told when it is read."""
+        with contextlib.suppress(DataError):
+            self._cache.open(self.shards[shard]).close()
+
+    def payloads(self, numbers: range) -> list[tuple[int, bytes]]:
+        """Return (number, encoded image) for each number, undecoded."""
+        return [(number, self._payload(*self.order.locate(number))) for number in numbers]
+
+    def decode(self, number: int, payload: bytes) -> Image8:
+        """Return the image of a number, [H, W, C], augmented.
+
+        Raises:
+            DataError: if the bytes are no image of the right size.
+        """
+        channels, height, width = self.shape
+        image = decode_png(payload, (height, width, channels))
+        return turned(image, self._symmetries, seed=self._seed, number=number)
+
+    def replace(self, number: int, reason: str) -> bytes:
+        """Note that a number's image does not decode, and return the one that takes its place."""
+        shard, sample = self.order.locate(number)
+        while (shard, sample) in self._lost:
+            shard, sample = self._next(shard, sample)
+        self._lose(shard, sample, reason)
+        return self._payload(shard, sample)
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            self._open.popitem()[1].close()
+
+    def _payload(self, shard: int, sample: int) -> bytes:
+        while True:
+            while (shard, sample) in self._lost:
+                shard, sample = self._next(shard, sample)
+            file = self._file(shard)
+            if file:
+                return file.payload(sample)
+
+    def _next(self, shard: int, sample: int) -> tuple[int, int]:
+        if sample + 1 < self.shards[shard].samples:
+            return shard, sample + 1
+        return (shard + 1) % len(self.shards), 0
+
+    def _file(self, shard: int) -> ShardFile | None:
+        """Open a shard, or note that it is lost."""
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        info = self.shards[shard]
+        try:
+            file = ShardFile(self._cache.open(info), info)
+        except LostDataError as error:
+            self._lose(shard, None, str(error))
+            return None
+        self._open[shard] = file
+        if len(self._open) > _MOST_OPEN:
+            self._open.popitem(last=False)[1].close()
+        return file
+
+    def _lose(self, shard: int, sample: int | None, reason: str) -> None:
+        info = self.shards[shard]
+        places = range(info.samples) if sample is None else (sample,)
+        self._lost.update((shard, place) for place in places)
+        self.losses.append(Loss(info.path, sample, len(places), reason))
+        lost, total = len(self._lost), self.order.num_samples
+        if lost > self._max_bad_fraction * total or lost == total:
+            shown = "; ".join(f"{loss.path}: {loss.reason}" for loss in self.losses[:5])
+            raise DataError(
+                f"{lost} of {total} images of {self._cache.store.uri} ({info.split}) are damaged, "
+                f"more than data.max_bad_fraction={self._max_bad_fraction} allows: {shown}; "
+                "pack the data again, or raise the limit"
+            )

@@ -1,0 +1,220 @@
+"""Shards as local files: read in place where they are local, fetched and kept where they are not.
+
+The cache folder is shared by all processes of a machine. A shard's file is named by its sha256 and
+appears whole, by a rename, after its digest was checked; it is checked once more by each process
+that finds it there. A lock file lets one process fetch a shard while the others wait for it. When
+the folder is full, the files used longest ago go first; whoever has one open reads on undisturbed.
+"""
+
+import fcntl
+import hashlib
+import os
+import random
+import stat
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from data.dataset import ShardInfo
+from data.errors import DataError, LostDataError, StoreUnavailableError
+from data.store import Store
+
+_HASH_BYTES = 2**20
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 10.0
+
+
+class ShardCache:
+    """Opens the shards of one data set as local files.
+
+    Args:
+        store: where the data set lies.
+        folder: cache folder for shards of a remote store; empty means a folder of this user's in
+            the system's temporary one.
+        limit_bytes: most bytes the folder holds, not counting shards being fetched.
+        retry_s: how long a store that does not answer is asked again before giving up, seconds.
+    """
+
+    def __init__(
+        self, store: Store, *, folder: str = "", limit_bytes: int = 2**34, retry_s: float = 120.0
+    ) -> None:
+        """See the class."""
+        self.store = store
+        self._limit_bytes = limit_bytes
+        self._retry_s = retry_s
+        self._verified: set[str] = set()
+        self._folder = None if store.is_local else _own_folder(folder)
+
+    def open(self, shard: ShardInfo) -> BinaryIO:
+        """Open a shard whose bytes are those the packer wrote, fetching it first if need be.
+
+        Raises:
+            LostDataError: if it is missing or has another size or sha256 than dataset.json says.
+            DataError: if the store cannot be reached, or the cache has no room.
+        """
+        if self._folder is None:
+            file = self._open_local(self.store.local_path(shard.path), shard)
+            self._verify(file, shard)
+            return file
+        # Another process may delete the file between the look and the opening.
+        for _ in range(3):
+            target = self._folder / f"{shard.sha256}.tar"
+            try:
+                if not target.exists():
+                    self._fetch(target, shard)
+                return self._open_kept(target, shard)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise DataError(
+                    f"keeping {shard.path} in the cache {self._folder} failed: {error}; free space "
+                    "there, or set data.cache_dir and data.cache_gib"
+                ) from error
+        raise DataError(f"{target} vanishes as soon as it is written; raise data.cache_gib")
+
+    def _open_local(self, path: Path, shard: ShardInfo) -> BinaryIO:
+        try:
+            return path.open("rb", buffering=0)
+        except OSError as error:
+            reason = f"reading {path} failed: {error.strerror}"
+            raise LostDataError(reason) from error
+
+    def _open_kept(self, target: Path, shard: ShardInfo) -> BinaryIO:
+        file = target.open("rb", buffering=0)
+        try:
+            self._verify(file, shard)
+        except LostDataError:
+            # Torn by a power cut, or damaged on this disk: the store has it whole.
+            file.close()
+            target.unlink(missing_ok=True)
+            raise FileNotFoundError(target) from None
+        os.utime(target)
+        return file
+
+    def _verify(self, file: BinaryIO, shard: ShardInfo) -> None:
+        if shard.sha256 in self._verified:
+            return
+        digest, size = hashlib.sha256(), 0
+        buffer = bytearray(_HASH_BYTES)
+        while count := os.preadv(file.fileno(), [buffer], size):
+            digest.update(memoryview(buffer)[:count])
+            size += count
+        self._accept(shard, digest.hexdigest(), size)
+
+    def _accept(self, shard: ShardInfo, digest: str, size: int) -> None:
+        url = self.store.url(shard.path)
+        if size != shard.bytes:
+            raise LostDataError(f"{url} has {size} bytes, dataset.json says {shard.bytes}")
+        if digest != shard.sha256:
+            raise LostDataError(f"{url} has another sha256 than dataset.json says")
+        self._verified.add(shard.sha256)
+
+    def _fetch(self, target: Path, shard: ShardInfo) -> None:
+        """Fetch a shard unless another process has just done so."""
+        assert self._folder
+        bucket = shard.sha256[:2]
+        with _locked(self._folder / f"{bucket}.lock"):
+            if target.exists():
+                return
+            # Whoever wrote these held the lock, so they belong to a process that is gone.
+            for orphan in self._folder.glob(f"{bucket}-*.part"):
+                orphan.unlink(missing_ok=True)
+            self._make_room(shard.bytes)
+            self._download(target, shard)
+
+    def _download(self, target: Path, shard: ShardInfo) -> None:
+        handle, name = tempfile.mkstemp(
+            dir=target.parent, prefix=f"{shard.sha256[:2]}-", suffix=".part"
+        )
+        try:
+            with os.fdopen(handle, "wb", buffering=0) as file:
+                digest, size = hashlib.sha256(), 0
+                for chunk in self._chunks(shard):
+                    file.write(chunk)
+                    digest.update(chunk)
+                    size += len(chunk)
+                    if size > shard.bytes:
+                        break
+            self._accept(shard, digest.hexdigest(), size)
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def _chunks(self, shard: ShardInfo) -> Iterator[bytes]:
+        """Yield a shard in pieces; after a failure the next request begins where it broke off."""
+        offset, pause_s, failing_since = 0, _FIRST_PAUSE_S, None
+        while True:
+            try:
+                for chunk in self.store.read_chunks(shard.path, offset):
+                    yield chunk
+                    offset, pause_s, failing_since = offset + len(chunk), _FIRST_PAUSE_S, None
+            except StoreUnavailableError:
+                now = time.monotonic()
+                failing_since = failing_since or now
+                if now - failing_since + pause_s > self._retry_s:
+                    raise
+                # Many readers that lost the same server must not all come back at once.
+                time.sleep(pause_s * random.uniform(0.5, 1.0))
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            else:
+                return
+
+    def _make_room(self, incoming_bytes: int) -> None:
+        """Delete the files used longest ago until `incoming_bytes` more fit."""
+        assert self._folder
+        if incoming_bytes > self._limit_bytes:
+            raise DataError(
+                f"a shard of {incoming_bytes} bytes does not fit into the cache of "
+                f"{self._limit_bytes} bytes; raise data.cache_gib or pack smaller shards"
+            )
+        with _locked(self._folder / "room.lock"):
+            kept = []
+            for path in self._folder.glob("*.tar"):
+                try:
+                    facts = path.stat()
+                except FileNotFoundError:
+                    continue
+                kept.append((facts.st_mtime_ns, facts.st_size, path))
+            used = sum(size for _, size, _ in kept)
+            for _, size, path in sorted(kept):
+                if used + incoming_bytes <= self._limit_bytes:
+                    return
+                path.unlink(missing_ok=True)
+                used -= size
+
+
+_LOCKS: dict[Path, threading.Lock] = {}
+_LOCKS_GUARD = threading.Lock()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock against the threads of this process and against other processes.
+
+    The system frees the lock of a process that dies.
+    """
+    with _LOCKS_GUARD:
+        lock = _LOCKS.setdefault(path, threading.Lock())
+    with lock, path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _own_folder(folder: str) -> Path:
+    """Make the cache folder, and refuse one that somebody else could write to."""
+    path = Path(folder or Path(tempfile.gettempdir()) / f"blemish-shards-{os.getuid()}")
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = path.stat()
+    except OSError as error:
+        raise DataError(f"data.cache_dir={path} cannot be made: {error.strerror}") from error
+    if facts.st_uid != os.getuid() or facts.st_mode & stat.S_IWOTH:
+        raise DataError(
+            f"data.cache_dir={path} belongs to another user or is open to all; choose another"
+        )
+    return path

@@ -1,0 +1,92 @@
+"""Single images out of a shard that lies on this machine, without reading the rest of it."""
+
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from data.dataset import ShardInfo
+from data.errors import DataError, LostDataError
+
+_IMAGE_MEMBER = "png"
+_FACTS_MEMBER = "json"
+_MOST_MEMBERS = 3
+"""Members of one sample: image, facts, mask."""
+_BLOCK_BYTES = 512
+_PLAIN_FILE = b"0"
+
+
+class ShardFile:
+    """Random access to the images of one shard.
+
+    Args:
+        file: the shard, opened unbuffered; this object closes it.
+        shard: what the index says about it.
+
+    Raises:
+        LostDataError: if the file does not hold the samples the index promises.
+    """
+
+    def __init__(self, file: BinaryIO, shard: ShardInfo) -> None:
+        """See the class."""
+        self._file = file
+        self._shard = shard
+        try:
+            self._places = _image_places(file, shard)
+        except BaseException:
+            file.close()
+            raise
+
+    def payload(self, sample: int) -> bytes:
+        """Return the encoded image of a sample, counted in the shard's order."""
+        offset, size = self._places[sample]
+        return os.pread(self._file.fileno(), size, offset)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _image_places(file: BinaryIO, shard: ShardInfo) -> list[tuple[int, int]]:
+    """Return offset and size of each sample's image."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    most = _MOST_MEMBERS * shard.samples
+    try:
+        for count, (name, offset, size) in enumerate(_members(file), start=1):
+            key, _, extension = name.partition(".")
+            if count > most or extension in found.get(key, {}):
+                raise LostDataError(f"{shard.path} holds an unexpected member {name!r}")
+            found.setdefault(key, {})[extension] = (offset, size)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise LostDataError(f"{shard.path} is not a readable tar file: {error}") from error
+    for key, members in found.items():
+        for wanted in (_IMAGE_MEMBER, _FACTS_MEMBER):
+            if wanted not in members:
+                raise LostDataError(f"{shard.path}: the {wanted} member of {key} is missing")
+    if len(found) != shard.samples:
+        raise LostDataError(
+            f"{shard.path} holds {len(found)} samples, dataset.json says {shard.samples}"
+        )
+    return [members[_IMAGE_MEMBER] for members in found.values()]
+
+
+def _members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and size of each plain file; tarfile takes several times as long.
+
+    Raises:
+        ValueError: at a header that is damaged or of another kind, or at data that is cut off.
+    """
+    handle, begin = file.fileno(), 0
+    end = os.fstat(handle).st_size
+    while header := os.pread(handle, _BLOCK_BYTES, begin).rstrip(b"\0"):
+        # The sum is over all bytes, those of its own field as spaces.
+        told, others = header[148:156], header[:148] + header[156:]
+        if int(told.strip(b"\0 "), 8) != sum(others) + 8 * ord(" "):
+            raise ValueError(f"damaged header at byte {begin}")
+        name, size = header[:100].rstrip(b"\0").decode(), int(header[124:136].strip(b"\0 "), 8)
+        offset = begin + _BLOCK_BYTES
+        if header[156:157] != _PLAIN_FILE or not 0 <= size <= end - offset:
+            raise ValueError(f"{name!r} is not a whole file")
+        yield name, offset, size
+        begin = offset + -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
