@@ -5,6 +5,7 @@ litdata what their own writers make of the bytes. An image becomes uint8 [C, H, 
 right or not; a batch is a uint8 tensor [B, C, H, W].
 """
 
+import importlib
 import importlib.util
 import io
 import itertools
@@ -113,14 +114,14 @@ def mosaic(folder: Path, resolution: int, work: Path, decode: Decode) -> Batches
     """mosaicml-streaming on MDS files."""
     for name in ("streaming", "streaming.base"):
         _without_init(name)
-    from streaming.base.dataset import StreamingDataset
-    from streaming.base.format.mds.writer import MDSWriter
+    base: Any = importlib.import_module("streaming.base.dataset").StreamingDataset
+    writer_of: Any = importlib.import_module("streaming.base.format.mds.writer").MDSWriter
 
-    with MDSWriter(out=str(work), columns={"png": "bytes"}, size_limit=2**23) as writer:
+    with writer_of(out=str(work), columns={"png": "bytes"}, size_limit=2**23) as writer:
         for payload in Payloads(folder, resolution).payloads:
             writer.write({"png": payload})
 
-    class Images(StreamingDataset):  # type: ignore[misc]
+    class Images(base):  # type: ignore[misc]
         def __getitem__(self, number: Any) -> torch.Tensor:
             return prepare(super().__getitem__(number)["png"], decode)
 
@@ -132,7 +133,7 @@ def mosaic(folder: Path, resolution: int, work: Path, decode: Decode) -> Batches
 
 def litdata(folder: Path, resolution: int, work: Path, decode: Decode) -> Batches:
     """Litdata on its chunks."""
-    import litdata
+    litdata: Any = importlib.import_module("litdata")
 
     payloads = Payloads(folder, resolution)
     numbers = list(range(len(payloads.payloads)))
