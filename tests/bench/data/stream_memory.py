@@ -1,14 +1,16 @@
 """Memory of a process that streams; `tests/bench/data/stream.py` starts it.
 
-`python tests/bench/data/stream_memory.py FOLDER RESOLUTION BATCH PASSES local|remote` prints JSON:
-resident memory before the stream was opened, its peak since, and after each pass, MiB. For
-`remote` the folder counts as lying elsewhere, so that every shard goes through the cache.
+`python stream_memory.py FOLDER RESOLUTION BATCH PASSES PAUSE_S local|remote` prints JSON: resident
+memory before the stream was opened, its peak since, and after each pass, MiB. The pause follows
+each batch, so that the stream reads as far ahead as it may. For `remote` the folder counts as lying
+elsewhere, so that every shard goes through the cache.
 """
 
 import json
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,8 @@ from data.shard_cache import ShardCache
 from data.store import Store
 from data.stream import BatchStream
 from tests.bench.data.stream_sets import SPLIT
+
+_SETTLE_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def memory_mib(field: str) -> float:
 
 
 def measure(
-    store: Store, cache: str, resolution: int, batch: int, passes: int
+    store: Store, cache: str, resolution: int, batch: int, passes: int, pause_s: float
 ) -> dict[str, object]:
     """Stream some passes and watch the memory of this process."""
     index = load_index(Store(store.uri))
@@ -56,8 +60,13 @@ def measure(
     after_mib = []
     for _ in range(passes):
         for _ in range(index.num_samples(SPLIT) // batch):
-            stream.next_batch()
+            # As a training step does, keep the batch while the next ones are read.
+            kept = stream.next_batch()
+            time.sleep(pause_s)
+        # Each time with the same batches ready: one more or less is many times what could leak.
+        time.sleep(_SETTLE_S)
         after_mib.append(memory_mib("VmRSS"))
+    del kept
     stream.close()
     assert not stream.losses
     peak_mib = memory_mib("VmHWM")
@@ -66,10 +75,11 @@ def measure(
 
 def main() -> None:
     """Measure, print."""
-    folder, resolution, batch, passes, kind = sys.argv[1:]
+    folder, resolution, batch, passes, pause_s, kind = sys.argv[1:]
     store = Store(folder) if kind == "local" else Elsewhere(folder)
     with tempfile.TemporaryDirectory() as cache:
-        print(json.dumps(measure(store, cache, int(resolution), int(batch), int(passes))))
+        counts = int(resolution), int(batch), int(passes)
+        print(json.dumps(measure(store, cache, *counts, float(pause_s))))
 
 
 if __name__ == "__main__":
