@@ -112,6 +112,8 @@ class Search(Section):
     """Gradient steps per image; 0 scores the starting latent."""
     step_size: float = Field(0.05, gt=0, le=10)
     """Adam's step size on z, per step."""
+    candidates: int = Field(0, ge=0, le=65_536)
+    """Latents tried before the first step, the same for all images; held in memory as images."""
     feature_weight: float = Field(0.1, ge=0, le=1)
     """lambda, the share of the feature term in L(z), a fraction."""
     feature_levels: tuple[int, ...] = Field((-1,), min_length=1, max_length=9)

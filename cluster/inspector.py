@@ -25,6 +25,7 @@ from gan.model import place
 from gan.networks import num_stages
 from gan.scores import anomaly_map, conformal_p_values, strongest_window
 from gan.search import SearchResult, SearchSettings, initial_latents, latent_search
+from gan.starts import draw_candidates, nearest_starts
 
 REGION_LEVEL = 0.5
 """Share of the map's full scale from which a pixel belongs to a region."""
@@ -107,6 +108,14 @@ class Inspector:
         self.features = place(self.model.discriminator, self.device).features
         self.stage = num_stages(self.model.architecture.resolution) - 1
         self.settings = search_settings(job.search)
+        self.candidates = draw_candidates(
+            self.generator,
+            self.features,
+            self.settings,
+            count=job.search.candidates,
+            seed=job.seed,
+            stage=self.stage,
+        )
 
     def inspect(self, shard: ShardInfo) -> UnitSummary:
         """Score one shard; every sample ends in its scores or in its failed inputs."""
@@ -154,13 +163,12 @@ class Inspector:
     def _search(self, samples: list[Sample]) -> list[Scored]:
         stacked = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
         image = normalise(torch.from_numpy(stacked).to(self.device))
-        keys = [sample.key for sample in samples]
-        latent = initial_latents(keys, self.generator.latent_dim, seed=self.job.seed)
+        latent = self._starts(samples, image)
         found = latent_search(
             self.generator,
             self.features,
             image,
-            latent.to(self.device),
+            latent,
             self.settings,
             stage=self.stage,
         )
@@ -174,6 +182,14 @@ class Inspector:
             )
             for i, sample in enumerate(samples)
         ]
+
+    def _starts(self, samples: list[Sample], image: Tensor) -> Tensor:
+        if self.candidates:
+            return nearest_starts(
+                self.features, image, self.candidates, self.settings, stage=self.stage
+            )
+        keys = [sample.key for sample in samples]
+        return initial_latents(keys, self.generator.latent_dim, seed=self.job.seed).to(self.device)
 
     def _row(
         self,

@@ -18,6 +18,7 @@ from gan.networks import num_stages
 from gan.schedule import Phase
 from gan.scores import anomaly_map
 from gan.search import SearchSettings, initial_latents, latent_search
+from gan.starts import draw_candidates, nearest_starts
 from gan.state import TrainingState
 
 
@@ -53,7 +54,7 @@ class Validator:
         latents = initial_latents(keys, config.networks.latent_dim, seed=config.run.seed)
         self._latents = latents.to(device)
         self._last_stage = num_stages(index.resolution) - 1
-        self._search = config.search
+        self._search, self._seed = config.search, config.run.seed
 
     def auroc(self, state: TrainingState, phase: Phase) -> float:
         """Area under the ROC curve of `search.statistic`, at the resolution now trained."""
@@ -62,16 +63,30 @@ class Validator:
             images = downsample(images)
         settings = settings_at(phase.stage, search_settings(self._search))
         fade = phase.fade(min(state.images_seen, phase.end))
-        features = state.discriminator.features
+        stage, features = phase.stage, state.discriminator.features
+        candidates = draw_candidates(
+            state.average,
+            features,
+            settings,
+            count=self._search.candidates,
+            seed=self._seed,
+            stage=stage,
+            fade=fade,
+        )
         scores = []
         # Block by block, so that maps of all images never exist at once.
         for block, latents in zip(
             images.split(settings.block), self._latents.split(settings.block), strict=True
         ):
+            starts = latents
+            if candidates:
+                starts = nearest_starts(
+                    features, block, candidates, settings, stage=stage, fade=fade
+                )
             found = latent_search(
-                state.average, features, block, latents, settings, stage=phase.stage, fade=fade
+                state.average, features, block, starts, settings, stage=stage, fade=fade
             )
-            maps = anomaly_map(features, block, found, settings, stage=phase.stage, fade=fade)
+            maps = anomaly_map(features, block, found, settings, stage=stage, fade=fade)
             scores.append(statistic(found, maps, self._search))
         return float(roc_auc_score(self._abnormal, torch.cat(scores).cpu().numpy()))
 

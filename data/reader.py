@@ -90,7 +90,11 @@ class SplitReader:
 
     def payloads(self, numbers: range) -> list[tuple[int, bytes]]:
         """Return (number, encoded image) for each number, undecoded."""
-        return [(number, self._payload(*self.order.locate(number))) for number in numbers]
+        places = [self.order.locate(number) for number in numbers]
+        for shard, sample in places:
+            if shard in self._open:
+                self._open[shard].expect(sample)
+        return [(n, self._payload(*place)) for n, place in zip(numbers, places, strict=True)]
 
     def decode(self, number: int, payload: bytes) -> Image8:
         """Return the image of a number, [H, W, C], augmented.

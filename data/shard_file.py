@@ -36,6 +36,11 @@ class ShardFile:
             file.close()
             raise
 
+    def expect(self, sample: int) -> None:
+        """Tell the system that a sample will be asked for soon, so that disks seek in parallel."""
+        offset, size = self._places[sample]
+        os.posix_fadvise(self._file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
+
     def payload(self, sample: int) -> bytes:
         """Return the encoded image of a sample, counted in the shard's order."""
         offset, size = self._places[sample]

@@ -108,8 +108,8 @@ def latent_search(
         _search_block(
             generator,
             features,
-            _fill(images, settings.block),
-            _fill(latents, settings.block),
+            fill(images, settings.block),
+            fill(latents, settings.block),
             settings,
             stage,
             fade,
@@ -126,7 +126,8 @@ def latent_search(
     return SearchResult(**joined)
 
 
-def _fill(rows: Tensor, size: int) -> Tensor:
+def fill(rows: Tensor, size: int) -> Tensor:
+    """Repeat the last row until there are `size`."""
     return torch.cat([rows, rows[-1:].expand(size - len(rows), *rows.shape[1:])])
 
 
@@ -140,7 +141,7 @@ def _search_block(
     fade: float,
 ) -> SearchResult:
     with torch.no_grad():
-        query = _select(features(image_BCHW, stage, fade), settings.feature_levels)
+        query = select_levels(features(image_BCHW, stage, fade), settings.feature_levels)
     best = _Best(latent_BZ)
     adam = _LatentAdam(latent_BZ, settings.step_size)
     latent = latent_BZ.clone()
@@ -149,7 +150,7 @@ def _search_block(
         with torch.set_grad_enabled(not last):
             latent = latent.detach().requires_grad_(not last)
             image = generator(latent, stage, fade)
-            levels = _select(features(image, stage, fade), settings.feature_levels)
+            levels = select_levels(features(image, stage, fade), settings.feature_levels)
             residual = residual_loss(image_BCHW, image)
             feature = feature_loss(query, levels)
             loss = (1 - settings.feature_weight) * residual + settings.feature_weight * feature
@@ -179,7 +180,8 @@ def feature_loss(query: list[Tensor], levels: list[Tensor]) -> Tensor:
     return torch.stack(distances).mean(dim=0)
 
 
-def _select(maps: list[Tensor], levels: tuple[int, ...]) -> list[Tensor]:
+def select_levels(maps: list[Tensor], levels: tuple[int, ...]) -> list[Tensor]:
+    """The feature maps that enter the feature term."""
     return [maps[level] for level in levels]
 
 
