@@ -14,8 +14,7 @@ from cluster.assembly import Scored, assemble_images
 from cluster.config import Search
 from cluster.inspection_files import picture_path, unit_name, write_unit
 from cluster.model_store import Calibration, load_model
-from cluster.observer import to_uint8
-from cluster.pictures import encode_map, overlay
+from cluster.pictures import encode_map, overlay, to_uint8
 from data.dataset import ShardInfo
 from data.sample import Sample, encode_png
 from data.shards import ShardContents, read_shard

@@ -5,14 +5,12 @@ import math
 import time
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.config import Config
 from cluster.errors import UserError
-from cluster.pictures import grid
+from cluster.pictures import grid, to_uint8
 from cluster.tracking import METRICS, SAMPLES, Tracker
 from data.sample import encode_png
 from data.store import Store
@@ -155,10 +153,3 @@ def _check_finite(row: dict[str, float], images_seen: int) -> None:
             f"training diverged: {', '.join(wrong)} not finite at {images_seen / 1000:g} kimg; "
             "lower optimizer.generator_lr and discriminator_lr, or raise objective.r1_weight"
         )
-
-
-def to_uint8(image_BCHW: Tensor) -> NDArray[np.uint8]:
-    """Images in [-1, 1] as uint8 [B, H, W, C]; values outside are clipped."""
-    scaled = (image_BCHW.clamp(-1, 1) + 1) * 127.5
-    array: NDArray[np.uint8] = scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return array

@@ -4,13 +4,22 @@ import io
 
 import matplotlib
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 _HEAT = (matplotlib.colormaps["inferno"](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)
 _LUMA = np.array([0.299, 0.587, 0.114])
 _GRID_GAP = 2
 _GRID_GREY = 128
+
+
+def to_uint8(image_BCHW: Tensor) -> NDArray[np.uint8]:
+    """Images in [-1, 1] as uint8 [B, H, W, C]; values outside are clipped."""
+    scaled = (image_BCHW.clamp(-1, 1) + 1) * 127.5
+    array: NDArray[np.uint8] = scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return array
 
 
 def overlay(image_HWC: NDArray[np.uint8], level_HW: NDArray[np.floating]) -> NDArray[np.uint8]:

@@ -1,5 +1,6 @@
 """The training job: check what can be checked, run the workers, calibrate the result."""
 
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow.fs
@@ -84,7 +85,7 @@ def fit(
         UserError: If a worker failed for a reason the user can mend.
     """
     with remote_progress("train", total=schedule_of(config)[-1].end, unit="image") as board:
-        job = {"config": config.model_dump(), "tracking": ref, "board": board}
+        job = {"config": config.model_dump(), "tracking": asdict(ref), "board": board}
         try:
             return _trainer(config, job, [FailureNotes(board), *(callbacks or [])]).fit()
         except TrainingFailedError as error:

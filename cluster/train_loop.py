@@ -1,7 +1,7 @@
 """What each training worker does, top to bottom."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.torch
@@ -12,10 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cluster.checkpoint import report_checkpoint, restore_checkpoint
 from cluster.config import Config
 from cluster.model_store import save_model
-from cluster.observer import Observer
 from cluster.quarantine import Quarantine
-from cluster.tracking import RunRef, Tracker
-from cluster.validation import Validator
 from data.dataset import DatasetIndex, load_index
 from data.reader import SplitReader
 from data.sample import Split
@@ -27,12 +24,16 @@ from gan.schedule import Phase, phase_at, phases
 from gan.state import Rates, TrainingState
 from gan.step import Objective
 
+if TYPE_CHECKING:
+    from cluster.observer import Observer
+    from cluster.validation import Validator
+
 
 def train_worker(job: Mapping[str, Any]) -> None:
     """Train as one rank of a Ray Train worker group.
 
     Args:
-        job: `config` (plain values of `Config`), `tracking` (a `cluster.tracking.RunRef`) and
+        job: `config` and `tracking` (plain values of `Config` and `cluster.tracking.RunRef`) and
             `board` (a `cluster.progress.ProgressBoard` actor).
     """
     worker = Worker(Config.model_validate(job["config"]))
@@ -81,13 +82,19 @@ class Worker:
         self.observer: Observer | None = None
         self.validator: Validator | None = None
 
-    def observe(self, tracking: RunRef, board: Any) -> None:
+    def observe(self, tracking: Mapping[str, Any], board: Any) -> None:
         """Start watching, on rank 0 only."""
         if self.rank > 0:
             return
-        tracker = Tracker(tracking, self.run)
+        # Here, because what they need takes seconds to load and no other process uses it.
+        from cluster.observer import Observer
+        from cluster.tracking import RunRef, Tracker
+
+        tracker = Tracker(RunRef(**tracking), self.run)
         self.observer = Observer(self.config, self.run, tracker, board, self.state)
         if self.config.tracking.validation_images:
+            from cluster.validation import Validator
+
             self.validator = Validator(self.config, self.index, self.device)
 
     def train_phase(self, phase: Phase) -> None:

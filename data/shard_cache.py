@@ -123,10 +123,15 @@ class ShardCache:
             # Whoever wrote these held the lock, so they belong to a process that is gone.
             for orphan in self._folder.glob(f"{bucket}-*.part"):
                 orphan.unlink(missing_ok=True)
-            self._make_room(shard.bytes)
             self._download(target, shard)
 
     def _download(self, target: Path, shard: ShardInfo) -> None:
+        assert self._folder
+        if shard.bytes > self._limit_bytes:
+            raise DataError(
+                f"a shard of {shard.bytes} bytes does not fit into the cache of "
+                f"{self._limit_bytes} bytes; raise data.cache_gib or pack smaller shards"
+            )
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f"{shard.sha256[:2]}-", suffix=".part"
         )
@@ -140,7 +145,10 @@ class ShardCache:
                     if size > shard.bytes:
                         break
             self._accept(shard, digest.hexdigest(), size)
-            os.replace(name, target)
+            # In one step, or downloads that end together would each count on the same room.
+            with _locked(self._folder / "room.lock"):
+                self._make_room(size)
+                os.replace(name, target)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -167,25 +175,19 @@ class ShardCache:
     def _make_room(self, incoming_bytes: int) -> None:
         """Delete the files used longest ago until `incoming_bytes` more fit."""
         assert self._folder
-        if incoming_bytes > self._limit_bytes:
-            raise DataError(
-                f"a shard of {incoming_bytes} bytes does not fit into the cache of "
-                f"{self._limit_bytes} bytes; raise data.cache_gib or pack smaller shards"
-            )
-        with _locked(self._folder / "room.lock"):
-            kept = []
-            for path in self._folder.glob("*.tar"):
-                try:
-                    facts = path.stat()
-                except FileNotFoundError:
-                    continue
-                kept.append((facts.st_mtime_ns, facts.st_size, path))
-            used = sum(size for _, size, _ in kept)
-            for _, size, path in sorted(kept):
-                if used + incoming_bytes <= self._limit_bytes:
-                    return
-                path.unlink(missing_ok=True)
-                used -= size
+        kept = []
+        for path in self._folder.glob("*.tar"):
+            try:
+                facts = path.stat()
+            except FileNotFoundError:
+                continue
+            kept.append((facts.st_mtime_ns, facts.st_size, path))
+        used = sum(size for _, size, _ in kept)
+        for _, size, path in sorted(kept):
+            if used + incoming_bytes <= self._limit_bytes:
+                return
+            path.unlink(missing_ok=True)
+            used -= size
 
 
 _LOCKS: dict[Path, threading.Lock] = {}

@@ -32,6 +32,9 @@ TINY = {
 }
 """A run of about ten seconds beyond the start of Ray."""
 
+FADING = TINY | {"schedule.fade_kimg": 1.6, "cluster.checkpoint_kimg": 0.4}
+"""Longer, with several checkpoints in the last fade, so that a kill falls into it."""
+
 
 def flags(settings: dict[str, object]) -> list[str]:
     """Settings as command-line words."""

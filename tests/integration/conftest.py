@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.ceph_server import INSTALL, CephServer, missing_programs
-from tests.jobs import TINY, flags, run_cli
+from tests.jobs import FADING, TINY, flags, run_cli
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +22,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_dir(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory with a trained, calibrated model, made by `python -m cluster train`."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    words = flags(TINY | {"data.uri": dataset, "run.dir": folder})
+    words = flags(FADING | {"data.uri": dataset, "run.dir": folder})
     status, output = run_cli(["train", *words])
     assert status == 0, output
     return folder

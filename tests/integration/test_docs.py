@@ -65,4 +65,3 @@ def test_the_walk_through_of_operations_runs(tmp_path: Path) -> None:
     assert 0 <= json.loads((inspection / "metrics.json").read_text())["auroc"] <= 1
     assert "<svg" in (inspection / "report.html").read_text()
     assert "FAIL" not in done.stdout
-    parse(["train", "--config", str(tmp_path / "outputs/surfaces/tune/best.yaml")])

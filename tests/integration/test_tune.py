@@ -7,6 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
+from cluster.cli import parse
 from cluster.config import load_config
 from cluster.train_loop import schedule_of
 from tests.jobs import TINY, flags, run_cli
@@ -56,6 +57,7 @@ def test_best_is_the_best_of_the_trials_that_went_to_the_end(study: Path) -> Non
     ]
     assert (best.objective, best.search) in [(won.objective, won.search) for won in winners]
     assert best.run.dir == str(study / "tune/best")
+    parse(["train", "--config", str(study / "tune/best.yaml")])
     assert not (study / "tracking.json").exists()
 
 
