@@ -104,9 +104,7 @@ def _decode_8_bit(payload: bytes, header: Header) -> Raw:
         # Of odd metadata, which is not used.
         warnings.simplefilter("ignore")
         with _PLUGINS[header.format](io.BytesIO(payload)) as opened:
-            # Where two parsers understand a header differently, the limits were checked in vain.
-            if sorted(opened.size) != sorted((header.height, header.width)):
-                raise DataError("its header contradicts itself: damaged")
+            _check_size(opened.size, header)
             opened.load()
             mode = _PREMULTIPLIED.get(opened.mode, opened.mode)
             if mode not in _GREY_MODES | _COLOUR_MODES:
@@ -124,8 +122,15 @@ def _decode_16_bit(payload: bytes, header: Header) -> NDArray[np.uint16]:
     decoded = cv2.imdecode(np.frombuffer(payload, np.uint8), flags)
     if decoded is None or decoded.dtype != np.uint16:
         raise DataError("not a readable 16-bit image: damaged, or of an unusual kind")
+    _check_size(decoded.shape[:2], header)
     pixels = cast(NDArray[np.uint16], decoded if header.grey else decoded[:, :, ::-1])
     return ~pixels if header.inverted else pixels
+
+
+def _check_size(size: tuple[int, ...], header: Header) -> None:
+    """Refuse what two parsers understand differently: its limits were checked in vain."""
+    if sorted(size) != sorted((header.height, header.width)):
+        raise DataError("its header contradicts itself: damaged")
 
 
 def _to_8_bit(raw: Raw, levels: tuple[int, int]) -> Image8:

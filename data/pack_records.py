@@ -145,13 +145,14 @@ def save_rows(store: Store, path: str, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def sweep(store: Store, index: DatasetIndex) -> None:
-    """Delete shards of earlier data sets that the index does not list, and all records."""
+    """Delete shards of earlier data sets that the index does not list, leftovers, all records."""
     listed = {shard.path for shard in index.shards}
     for split in SPLITS:
         for path in store.list(f"{split}/", ".tar"):
             if path not in listed and _SHARD.fullmatch(path):
                 store.delete(path)
     drop_records(store)
+    store.delete_unfinished()
     if store.is_local:
         with contextlib.suppress(OSError):
             store.local_path(_RECORDS).rmdir()

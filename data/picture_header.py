@@ -238,7 +238,9 @@ def _tiff_tags(payload: bytes) -> tuple[dict[int, tuple[int, ...]], bool]:
         if size > value_bytes:
             (place,) = struct.unpack_from(order + word, payload, place)
         if kind in _INTEGERS and 0 < number <= 8:
-            tags[tag] = struct.unpack_from(f"{order}{number}{_INTEGERS[kind]}", payload, place)
+            values = struct.unpack_from(f"{order}{number}{_INTEGERS[kind]}", payload, place)
+            # Of a tag given twice the first counts, as for the decoders.
+            tags.setdefault(tag, values)
     if total > len(payload) + _SHARED_TAG_BYTES:
         raise DataError("its tags overlap and are larger than the file: damaged")
     (following,) = struct.unpack_from(order + word, payload, start + num_tags * step)

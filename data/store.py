@@ -173,6 +173,13 @@ class Store:
             except FileNotFoundError:
                 return
 
+    def delete_unfinished(self) -> None:
+        """Delete what writers that were killed left in a local folder; nobody may be writing."""
+        if self.is_local:
+            leftovers = f"{_TEMPORARY_PREFIX}*{_TEMPORARY_SUFFIX}"
+            for path in Path(self.uri).rglob(leftovers):
+                path.unlink(missing_ok=True)
+
     @contextmanager
     def _reaching(
         self, action: str, path: str, *, connect: bool = True

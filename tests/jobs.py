@@ -1,13 +1,18 @@
 """Run `python -m cluster` the way a person does, with settings small enough for a test."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
+
+from cluster.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,30 +46,34 @@ def flags(settings: dict[str, object]) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
-def start_cli(words: Sequence[str], *, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start a command from the repository's root; its output goes to pipes."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | (env or {})
+def start_cli(words: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command in a process of its own; its output goes to a pipe."""
     return subprocess.Popen(
         [sys.executable, "-m", "cluster", *words],
         cwd=ROOT,
-        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
 
 
-def run_cli(
-    words: Sequence[str], *, env: dict[str, str] | None = None, timeout_s: float = 240
-) -> tuple[int, str]:
-    """Run a command to its end; returns exit status and output."""
-    process = start_cli(words, env=env)
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        kill_tree(process.pid)
-        raise
-    return process.returncode, output
+def run_cli(words: Sequence[str], *, env: dict[str, str] | None = None) -> tuple[int, str]:
+    """Run a command to its end; returns exit status and output.
+
+    In this process, which has loaded the libraries already; Ray's workers are processes all the
+    same, and inherit `env`.
+    """
+    told = io.StringIO()
+    with (
+        patch.dict(os.environ, env or {}),
+        contextlib.redirect_stdout(told),
+        contextlib.redirect_stderr(told),
+    ):
+        try:
+            status = main(words)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+    return status, told.getvalue()
 
 
 def kill_tree(pid: int) -> None:

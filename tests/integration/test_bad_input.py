@@ -13,7 +13,7 @@ from tests.jobs import TINY, flags, run_cli
 
 
 def _expect(words: list[str], told: str, *, env: dict[str, str] | None = None) -> None:
-    status, output = run_cli(words, env=env, timeout_s=200)
+    status, output = run_cli(words, env=env)
     assert status == 2, output
     assert told in output
     assert "Traceback" not in output

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.jobs import ROOT, TINY, flags
+from tests.jobs import ROOT, TINY, flags, kill_tree
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -42,8 +43,9 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         _wait_until_up(env)
         yield env
     finally:
-        process.terminate()
+        kill_tree(process.pid)
         process.wait(timeout=60)
+        shutil.rmtree(temporary)
         log.close()
 
 

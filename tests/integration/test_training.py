@@ -21,7 +21,9 @@ def test_run_directory_holds_what_the_contract_says(run_dir: Path) -> None:
     assert load_config(str(run_dir / "config.yaml")).run.dir == str(run_dir)
     rows = [json.loads(line) for line in _lines(run_dir)]
     assert rows[-1]["train/resolution"] == 16
-    assert {"train/loss_d", "train/r1", "train/logit_abnormal", "data/wait_s"} <= rows[-1].keys()
+    told = {"train/loss_d", "train/logit_abnormal", "data/wait_s"}
+    assert all(told <= row.keys() for row in rows)
+    assert any("train/r1" in row for row in rows)
     assert list((run_dir / "checkpoints").glob("checkpoint_*/state.pt"))
 
 

@@ -104,6 +104,22 @@ def test_rubbish_is_told_what_it_is(payload: bytes, reason: str) -> None:
         read_picture(payload, PLAIN)
 
 
+def second_width(pixels: np.ndarray) -> bytes:
+    """A TIFF whose last tag is another, smaller width."""
+    payload = bytearray(tiff(pixels, tag285=1))
+    place = payload.rindex(struct.pack("<HHII", 285, 4, 1, 1))
+    payload[place : place + 2] = struct.pack("<H", 256)
+    return bytes(payload)
+
+
+def test_of_a_size_given_twice_the_first_counts() -> None:
+    payload = second_width(GREY.astype(np.uint16) * 257)
+    assert (read_header(payload).height, read_header(payload).width) == GREY.shape
+    assert read_picture(payload, PLAIN).shape[:2] == GREY.shape
+    with pytest.raises(DataError, match="contradicts itself"):
+        read_picture(second_width(GREY), PLAIN)
+
+
 @pytest.mark.parametrize("name", [n for n in LOSSLESS if n not in ("bmp grey", "bmp rgb")])
 def test_half_a_file_is_refused(name: str) -> None:
     payload, _ = LOSSLESS[name]
