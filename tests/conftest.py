@@ -21,6 +21,11 @@ def _seeds() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        # These start whole clusters and share what they train, so they stay in one process, one
+        # after the other; a second process runs all others meanwhile.
+        if "integration" in item.path.parts:
+            item.add_marker(pytest.mark.xdist_group("integration"))
     if torch.cuda.is_available():
         return
     for item in items:

@@ -57,6 +57,7 @@ def test_any_change_of_the_world_reads_each_sample_of_the_pass_once(data: st.Dat
     assert set(read.values()) == {1}
 
 
+@settings(deadline=None)
 @given(SHARDS, st.integers(1, 9), st.integers(0, 500))
 def test_a_number_is_found_without_reading_those_before_it(
     shards: list[int], lanes: int, number: int
