@@ -20,7 +20,7 @@ demo: $(STAMP) ## Train and judge the method and its baseline on real digits, in
 	$(BIN)/python -m cluster demo
 
 test: $(STAMP) ## Run all tests; select with PYTEST_ARGS='-k search'
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 check: $(STAMP) ## Check format, lint, types and import directions
 	$(BIN)/ruff format --check .

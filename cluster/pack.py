@@ -15,7 +15,8 @@ from cluster.progress import progress_bar
 from cluster.ray_session import ray_session
 from data.dataset import DatasetIndex
 from data.errors import StoreUnavailableError
-from data.importers import import_items, mnist_subset, surfaces
+from data.importers import import_items, mnist_subset
+from data.importers.surfaces import synthetic_surfaces
 from data.item import ImportOptions, Item
 from data.pack import pack_unit
 from data.pack_finish import common_channels, finish
@@ -122,7 +123,7 @@ def _items(config: Config) -> tuple[list[Item], float | None]:
         return mnist_subset(seed, contamination=share), share
     if chosen.source == SURFACES:
         side = config.networks.resolution
-        return surfaces.items(resolution=side, seed=seed, contamination=share), share
+        return synthetic_surfaces(resolution=side, seed=seed, contamination=share), share
     options = ImportOptions(
         seed=seed,
         channels=chosen.channels,

@@ -5,13 +5,12 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from pathlib import Path
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from cluster.page import fill
 from data.dataset import DatasetIndex
 from data.errors import DataError, StoreUnavailableError
 from data.item import Item, Picture
@@ -26,7 +25,6 @@ PREVIEW = "preview.html"
 IMAGES_PER_GROUP = 4
 TILES_PER_IMAGE = 5
 
-_TEMPLATES = Path(__file__).with_name("templates")
 _OVERVIEW = 360
 _SHOWN_SIDE = 256
 _OUTLINE = (255, 92, 0, 255)
@@ -84,14 +82,8 @@ def write_preview(store: Store, plan: Plan) -> str:
     """
     index = packed_index(store, plan)
     groups = list(_packed_groups(store, index) if index else _planned_groups(plan))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template(PREVIEW).render(
+    html = fill(
+        PREVIEW,
         settings=plan.settings,
         num_images=plan.num_items,
         is_packed=index is not None,

@@ -2,10 +2,8 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 
@@ -20,6 +18,7 @@ from cluster.inspection_files import (
     read_manifest,
     read_scores,
 )
+from cluster.page import fill
 from cluster.tracking import log_results
 from data.store import Store
 
@@ -27,7 +26,6 @@ REPORT = "report.html"
 MAX_IMAGES = 500
 """Images in the gallery, and rows in the table of failed inputs, at most."""
 
-_TEMPLATES = Path(__file__).with_name("templates")
 _PICTURES = ("image", "reconstruction", "overlay")
 _TILES = {
     "auroc": "AUROC",
@@ -72,14 +70,8 @@ def render(out: Store) -> str:
     failed = read_failed(out)
     calibration = manifest["calibration"] or {}
     shown = choose(table, MAX_IMAGES)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return fill(
+        "report.html",
         manifest=manifest,
         threshold=calibration.get("threshold"),
         rate=calibration.get("false_positive_rate"),

@@ -1,14 +1,13 @@
 """Seeded images of machined metal with micro-scratches and pits, and their exact masks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data.importers import contaminants_for
-from data.sample import Image8, Label, Mask, Sample, Split
+from data.sample import Image8, Mask
 
 Float = NDArray[np.float32]
 Defect = Literal["scratch", "pit"]
@@ -57,68 +56,6 @@ def machined_surface(
         mask = np.abs(damaged.astype(np.int16) - image) >= MIN_CONTRAST
         image = np.where(mask, damaged, image)
     return image[:, :, None], mask
-
-
-def synthetic_surfaces(
-    *,
-    resolution: int,
-    seed: int,
-    contamination: float = 0.2,
-    num_train_normal: int = 200,
-    num_train_abnormal: int = 60,
-    num_validation: int = 80,
-    num_test: int = 120,
-) -> list[Sample]:
-    """Return a whole data set of surfaces, for tests and for people with no images of their own.
-
-    Half of validation and of test is defective. Defective images alternate between scratches
-    and pits.
-
-    Args:
-        resolution: image side, pixels.
-        seed: seed of everything.
-        contamination: fraction of train-normal that is defective though called normal, 0..1.
-        num_train_normal: number of really normal images in train-normal; contaminants come on top.
-        num_train_abnormal: size of train-abnormal.
-        num_validation: size of validation.
-        num_test: size of test.
-
-    Raises:
-        DataError: if `contamination` is out of range.
-    """
-    plan: list[tuple[Split, bool, int]] = [
-        ("train-normal", False, num_train_normal),
-        ("train-normal", True, contaminants_for(num_train_normal, contamination)),
-        ("train-abnormal", True, num_train_abnormal),
-        ("validation", False, num_validation - num_validation // 2),
-        ("validation", True, num_validation // 2),
-        ("test", False, num_test - num_test // 2),
-        ("test", True, num_test // 2),
-    ]
-    return list(_render(plan, resolution, seed))
-
-
-def _render(plan: list[tuple[Split, bool, int]], resolution: int, seed: int) -> Iterator[Sample]:
-    number = 0
-    for split, defect, count in plan:
-        label: Label = "abnormal" if defect and split != "train-normal" else "normal"
-        for ordinal in range(count):
-            kind: Defect = "pit" if ordinal % 2 else "scratch"
-            # One seed per image of the set; sets of neighbouring seeds share no image.
-            key = int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
-            image, mask = machined_surface(key, resolution, resolution, defect=defect, kinds=[kind])
-            name = f"surface-{number:06d}"
-            yield Sample(
-                key=name,
-                image=image,
-                label=label,
-                source=f"synthetic surface, seed {seed}, number {number}",
-                group=name,
-                kind=kind if defect else "good",
-                split=split,
-                mask=mask,
-            )
-            number += 1
 
 
 def _to_uint8(values: Float) -> NDArray[np.uint8]:

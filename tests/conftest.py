@@ -11,6 +11,8 @@ import random
 import numpy as np
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +22,21 @@ def _seeds() -> None:
     torch.manual_seed(0)
 
 
+class Scheduling(LoadScopeScheduling):
+    """Keeps tests that start whole clusters and share what they train in one process.
+
+    They run there one after the other; a second process runs the files of all others meanwhile.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.split("::")[0] if "tests/integration/" not in nodeid else "integration"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return Scheduling(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        # These start whole clusters and share what they train, so they stay in one process, one
-        # after the other; a second process runs all others meanwhile.
-        if "integration" in item.path.parts:
-            item.add_marker(pytest.mark.xdist_group("integration"))
     if torch.cuda.is_available():
         return
     for item in items:

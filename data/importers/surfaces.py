@@ -1,4 +1,4 @@
-"""The synthetic surfaces as items: each is rendered when it is read."""
+"""A whole data set of synthetic surfaces; each is rendered when it is read."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ from data.sample import Label, Split
 from data.synthetic import Defect, machined_surface
 
 
-def items(
+def synthetic_surfaces(
     *,
     resolution: int,
     seed: int,
@@ -20,7 +20,10 @@ def items(
     num_validation: int = 80,
     num_test: int = 120,
 ) -> list[Item]:
-    """Return the very images of `data.synthetic.synthetic_surfaces`, which says what they are.
+    """Return a data set of surfaces, for tests and for people with no images of their own.
+
+    Half of validation and of test is defective. Defective images alternate between scratches
+    and pits.
 
     Args:
         resolution: image side, pixels.
@@ -63,5 +66,6 @@ def items(
 
 
 def _render(seed: int, number: int, resolution: int, has_defect: bool, kind: Defect) -> Picture:
+    # One seed per image of the set; sets of neighbouring seeds share no image.
     key = int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
     return machined_surface(key, resolution, resolution, defect=has_defect, kinds=[kind])

@@ -15,9 +15,9 @@ import pytest
 from data import s3
 from data.dataset import load_index
 from data.errors import DataError
+from data.importers.surfaces import synthetic_surfaces
 from data.pack import pack
 from data.store import Store
-from data.synthetic import synthetic_surfaces
 from tests.ceph_server import BUCKET, CephServer
 
 MIB = 2**20

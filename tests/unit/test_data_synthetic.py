@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from data.synthetic import MIN_CONTRAST, machined_surface, synthetic_surfaces
+from data.importers.surfaces import synthetic_surfaces
+from data.synthetic import MIN_CONTRAST, machined_surface
 
 
 def test_same_key_gives_the_same_bytes_and_others_differ() -> None:
@@ -42,18 +43,19 @@ def test_surface_is_brushed_along_one_direction() -> None:
 
 def test_data_set_has_the_asked_sizes_and_contamination() -> None:
     counts = {"num_train_normal": 12, "num_train_abnormal": 4, "num_validation": 6, "num_test": 8}
-    samples = synthetic_surfaces(resolution=16, seed=0, contamination=0.25, **counts)
-    assert Counter(s.split for s in samples) == {
+    items = synthetic_surfaces(resolution=16, seed=0, contamination=0.25, **counts)
+    assert Counter(item.split for item in items) == {
         "train-normal": 16,
         "train-abnormal": 4,
         "validation": 6,
         "test": 8,
     }
-    assert len({s.image.tobytes() for s in samples}) == len(samples)
-    for s in samples:
-        assert s.mask is not None
-        assert s.mask.any() == (s.kind != "good")
-        believed = "abnormal" if s.kind != "good" and s.split != "train-normal" else "normal"
-        assert s.label == believed
-    assert {s.kind for s in samples if s.split == "test"} == {"good", "scratch", "pit"}
-    assert sum(s.kind != "good" for s in samples if s.split == "train-normal") == 4
+    pictures = [item.read() for item in items]
+    assert len({image.tobytes() for image, _ in pictures}) == len(items)
+    for item, (_, mask) in zip(items, pictures, strict=True):
+        assert mask is not None
+        assert mask.any() == (item.kind != "good")
+        believed = "abnormal" if item.kind != "good" and item.split != "train-normal" else "normal"
+        assert item.label == believed
+    assert {item.kind for item in items if item.split == "test"} == {"good", "scratch", "pit"}
+    assert sum(item.kind != "good" for item in items if item.split == "train-normal") == 4

@@ -17,9 +17,9 @@ from cluster.doctor import (
 )
 from cluster.errors import UserError
 from data.errors import DataError
+from data.importers.surfaces import synthetic_surfaces
 from data.pack import pack
 from data.store import Store
-from data.synthetic import synthetic_surfaces
 
 
 @pytest.fixture
