@@ -112,12 +112,11 @@ def second_width(pixels: np.ndarray) -> bytes:
     return bytes(payload)
 
 
-def test_of_a_size_given_twice_the_first_counts() -> None:
-    payload = second_width(GREY.astype(np.uint16) * 257)
+@pytest.mark.parametrize("pixels", [GREY, GREY.astype(np.uint16) * 257])
+def test_of_a_size_given_twice_the_first_counts(pixels: np.ndarray) -> None:
+    payload = second_width(pixels)
     assert (read_header(payload).height, read_header(payload).width) == GREY.shape
     assert read_picture(payload, PLAIN).shape[:2] == GREY.shape
-    with pytest.raises(DataError, match="contradicts itself"):
-        read_picture(second_width(GREY), PLAIN)
 
 
 @pytest.mark.parametrize("name", [n for n in LOSSLESS if n not in ("bmp grey", "bmp rgb")])
