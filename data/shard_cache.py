@@ -64,9 +64,11 @@ class ShardCache:
         for _ in range(3):
             target = self._folder / f"{shard.sha256}.tar"
             try:
-                if not target.exists():
-                    self._fetch(target, shard)
-                return self._open_kept(target, shard)
+                return (
+                    self._open_kept(target, shard)
+                    if target.exists()
+                    else self._fetch(target, shard)
+                )
             except FileNotFoundError:
                 continue
             except OSError as error:
@@ -92,7 +94,7 @@ class ShardCache:
             file.close()
             target.unlink(missing_ok=True)
             raise FileNotFoundError(target) from None
-        os.utime(target)
+        os.utime(file.fileno())
         return file
 
     def _verify(self, file: BinaryIO, shard: ShardInfo) -> None:
@@ -113,19 +115,19 @@ class ShardCache:
             raise LostDataError(f"{url} has another sha256 than dataset.json says")
         self._verified.add(shard.sha256)
 
-    def _fetch(self, target: Path, shard: ShardInfo) -> None:
-        """Fetch a shard unless another process has just done so."""
+    def _fetch(self, target: Path, shard: ShardInfo) -> BinaryIO:
+        """Fetch and open a shard, unless another process has just fetched it."""
         assert self._folder
         bucket = shard.sha256[:2]
         with _locked(self._folder / f"{bucket}.lock"):
             if target.exists():
-                return
+                return self._open_kept(target, shard)
             # Whoever wrote these held the lock, so they belong to a process that is gone.
             for orphan in self._folder.glob(f"{bucket}-*.part"):
                 orphan.unlink(missing_ok=True)
-            self._download(target, shard)
+            return self._download(target, shard)
 
-    def _download(self, target: Path, shard: ShardInfo) -> None:
+    def _download(self, target: Path, shard: ShardInfo) -> BinaryIO:
         assert self._folder
         if shard.bytes > self._limit_bytes:
             raise DataError(
@@ -145,10 +147,12 @@ class ShardCache:
                     if size > shard.bytes:
                         break
             self._accept(shard, digest.hexdigest(), size)
-            # In one step, or downloads that end together would each count on the same room.
+            # In one step: downloads that end together must not count on the same room, nor delete
+            # what another has not opened yet.
             with _locked(self._folder / "room.lock"):
                 self._make_room(size)
                 os.replace(name, target)
+                return target.open("rb", buffering=0)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
