@@ -2,7 +2,7 @@
 
 From a random start a search often ends in a poor local minimum, and a normal image then looks
 abnormal. The candidates are the same for all images, so they are made once, and comparing an image
-with all of them costs less than a single step of the search.
+with a few hundred of them costs less than a single step of the search.
 """
 
 from dataclasses import dataclass

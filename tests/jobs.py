@@ -46,11 +46,12 @@ def flags(settings: dict[str, object]) -> list[str]:
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
-def start_cli(words: Sequence[str]) -> subprocess.Popen[str]:
-    """Start a command in a process of its own; its output goes to a pipe."""
+def start_cli(words: Sequence[str], *, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command in a process of its own; all it and its libraries say goes to a pipe."""
     return subprocess.Popen(
         [sys.executable, "-m", "cluster", *words],
         cwd=ROOT,
+        env=os.environ | (env or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

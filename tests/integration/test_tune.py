@@ -10,7 +10,7 @@ from mlflow.entities import Run
 from cluster.cli import parse
 from cluster.config import load_config
 from cluster.train_loop import schedule_of
-from tests.jobs import TINY, flags, run_cli
+from tests.jobs import ROOT, TINY, flags, run_cli
 
 # Two checkpoints before the last, so that ASHA has rungs at which to stop the weaker trial.
 STUDY = TINY | {
@@ -24,7 +24,9 @@ TOTAL = schedule_of(load_config(None, STUDY))[-1].end
 
 
 def _words(dataset: Path, run_dir: Path, **changed: object) -> list[str]:
-    return ["tune", *flags(STUDY | {"data.uri": dataset, "run.dir": run_dir} | changed)]
+    # The command of docs/operations.md, made small.
+    words = ["tune", "--config", str(ROOT / "docs/surfaces.yaml")]
+    return [*words, *flags(STUDY | {"data.uri": dataset, "run.dir": run_dir} | changed)]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_rerun_trains_nothing(dataset: Path, study: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "old"),
-    [("tune.num_trials", 4, 3), ("search.statistic", "window", "'mean'")],
+    [("tune.num_trials", 4, 3), ("search.statistic", "mean", "'window'")],
 )
 def test_other_settings_are_refused(
     dataset: Path, study: Path, field: str, value: object, old: object
