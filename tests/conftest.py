@@ -5,9 +5,6 @@ import os
 # Before torch and numpy are imported: the tests' many processes share few cores, and sums then
 # have the same order on every machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tests start Ray themselves; a cluster of the person who runs them is none of their business.
-for _name in [name for name in os.environ if name.startswith("RAY_")]:
-    del os.environ[_name]
 
 import random
 
@@ -16,6 +13,10 @@ import pytest
 import torch
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+# Tests start Ray themselves; a cluster of the person who runs them is none of their business.
+for _name in [name for name in os.environ if name.startswith("RAY_")]:
+    del os.environ[_name]
 
 
 @pytest.fixture(autouse=True)
