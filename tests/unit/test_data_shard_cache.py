@@ -186,6 +186,24 @@ def test_many_readers_fetch_a_shard_once_and_a_tiny_cache_serves_them_all(remote
     assert remote.requests == [0]
 
 
+def test_downloads_that_end_together_do_not_share_the_same_room(remote, tmp_path) -> None:
+    shards = [_shard(Path(remote.uri), n) for n in range(3)]
+    assert len({shard.sha256[:2] for shard in shards}) == 3, "they would wait for one lock"
+    under_way = threading.Barrier(3, timeout=20)
+
+    class Together(Remote):
+        def read_chunks(self, path: str, start: int = 0, length: int | None = None):
+            under_way.wait()
+            yield from super().read_chunks(path, start, length)
+
+    cache = _cache(Together(remote.uri), tmp_path, limit_bytes=2000)
+    with ThreadPoolExecutor(3) as pool:
+        for shard, file in zip(shards, pool.map(cache.open, shards), strict=True):
+            with file:
+                assert hashlib.sha256(file.read()).hexdigest() == shard.sha256
+    assert len(_kept(tmp_path)) == 1
+
+
 def test_leftovers_of_a_killed_process_are_removed(remote, tmp_path) -> None:
     shard = _shard(Path(remote.uri), 1)
     cache = _cache(remote, tmp_path)

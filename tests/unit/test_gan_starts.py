@@ -1,5 +1,7 @@
 """Starts of a search: the nearest candidate, chosen for each image on its own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -33,8 +35,10 @@ def _draw(count: int = COUNT, seed: int = 3) -> Candidates | None:
 
 
 def _queries() -> Tensor:
-    source = torch.Generator().manual_seed(12)
-    return torch.rand(NUM_IMAGES, 1, 16, 16, generator=source) * 2 - 1
+    """Images near those that the generator makes: each has a nearest candidate of its own."""
+    latent = initial_latents([str(number) for number in range(NUM_IMAGES)], 16, seed=12)
+    noise = torch.rand(NUM_IMAGES, 1, 16, 16, generator=torch.Generator().manual_seed(12)) - 0.5
+    return GENERATOR(latent, STAGE, 1.0) + noise
 
 
 def _starts(image: Tensor) -> Tensor:
@@ -43,11 +47,13 @@ def _starts(image: Tensor) -> Tensor:
     return nearest_starts(FEATURES, image, candidates, SETTINGS, stage=STAGE)
 
 
-def test_the_start_has_the_lowest_loss_that_the_search_itself_gives() -> None:
+@pytest.mark.parametrize("feature_weight", [0.0, 0.3, 1.0])
+def test_the_start_has_the_lowest_loss_that_the_search_itself_gives(feature_weight: float) -> None:
     images, candidates = _queries(), _draw()
     assert candidates
-    unmoved = SearchSettings(**{**vars(SETTINGS), "steps": 0})
-    for image, start in zip(images, _starts(images), strict=True):
+    unmoved = replace(SETTINGS, feature_weight=feature_weight, steps=0)
+    starts = nearest_starts(FEATURES, images, candidates, unmoved, stage=STAGE)
+    for image, start in zip(images, starts, strict=True):
         repeated = image.expand(COUNT, *image.shape)
         scores = latent_search(
             GENERATOR, FEATURES, repeated, candidates.latent, unmoved, stage=STAGE
