@@ -12,15 +12,14 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from cluster.errors import UserError
 from cluster.pack_config import Pack
+from cluster.schedule_config import AtResolution, Resolution, Schedule, Stage
 from cluster.section import Section
 from data.augment import Symmetry
 from data.errors import DataError
 from data.store import Store
 
-Resolution = Literal[4, 8, 16, 32, 64, 128, 256, 512, 1024]
 # Workers and trials have other working directories, so every path is made absolute here, once.
 Location = Annotated[str, AfterValidator(lambda uri: uri and Store(uri).uri)]
-Kimg = Annotated[float, Field(ge=0, le=1_000_000)]
 
 
 class Run(Section):
@@ -79,21 +78,6 @@ class ObjectiveConfig(Section):
     """Steps between two evaluations of R1 (lazy regularisation), in steps."""
 
 
-class Schedule(Section):
-    """Progressive growing, counted in thousands of images (kimg) over all workers."""
-
-    batch: int = Field(32, ge=1, le=65536)
-    """Training images per step over all workers, in images."""
-    abnormal_batch: int = Field(16, ge=1, le=65536)
-    """Known abnormal images per step over all workers, in images."""
-    fade_kimg: Kimg = 100.0
-    """Length of each fade-in, in kimg."""
-    steady_kimg: Kimg = 100.0
-    """Length of each stage below the last after its fade, in kimg."""
-    final_kimg: Annotated[float, Field(ge=0.001, le=1_000_000)] = 400.0
-    """Length of the last stage after its fade, in kimg."""
-
-
 class Optimizer(Section):
     """Adam with beta1 = 0, beta2 = 0.99 for both networks, and the average of G."""
 
@@ -103,6 +87,8 @@ class Optimizer(Section):
     """Learning rate of D, per step."""
     ema_half_life_kimg: float = Field(2.0, gt=0, le=10_000)
     """Half-life of the moving average of G's weights, in kimg."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Numbers of the convolutions; statistics, losses and steps with R1 are float32 always."""
 
 
 class Search(Section):
@@ -156,6 +142,8 @@ class Cluster(Section):
     """CPUs reserved for each worker or actor; also its number of threads, rounded down."""
     gpus_per_worker: float = Field(0.0, ge=0, le=64)
     """GPUs reserved for each worker or actor."""
+    images_per_pass: int = Field(0, ge=0, le=65_536)
+    """Training images that a worker computes at once; larger batches are cut; 0: all, in images."""
     max_failures: int = Field(3, ge=-1, le=1000)
     """Worker failures survived before a training run gives up; -1 means any number."""
     checkpoint_kimg: float = Field(50.0, ge=0.001, le=100_000)
@@ -222,16 +210,21 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batches_divide(self) -> "Config":
-        ranks, group = self.cluster.num_workers, self.networks.group_size
-        for name in ("batch", "abnormal_batch"):
-            size = getattr(self.schedule, name)
-            if size % (ranks * group):
-                fitting = -(-size // (ranks * group)) * ranks * group
-                raise ValueError(
-                    f"schedule.{name}={size} must be a multiple of cluster.num_workers x "
-                    f"networks.group_size = {ranks} x {group}; use {fitting}"
-                )
+        self.stages()
         return self
+
+    def stages(self) -> list[Stage]:
+        """The plan of every stage.
+
+        Raises:
+            ValueError: If a batch cannot be shared out.
+        """
+        return self.schedule.stages(
+            self.networks.resolution,
+            num_workers=self.cluster.num_workers,
+            group_size=self.networks.group_size,
+            limit=self.cluster.images_per_pass,
+        )
 
 
 def load_config(path: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -282,7 +275,7 @@ def _explain(error: ValidationError, path: str | None) -> str:
         f"{len(error.errors())} mistake(s) in the configuration" + (f" ({path})" if path else "")
     ]
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
+        where = ".".join(str(part) for part in item["loc"] if part != "[key]")
         if item["type"] == "extra_forbidden":
             lines.append(f"  {where}: unknown key; {_allowed(item['loc'])}")
         elif where and not item["msg"].startswith("Value error"):
@@ -297,6 +290,8 @@ def _allowed(location: tuple[int | str, ...]) -> str:
     if len(location) == 1:
         return f"sections are {', '.join(Config.model_fields)}"
     section = Config.model_fields[str(location[0])].annotation
+    # The one section inside another.
+    section = AtResolution if len(location) > 2 else section
     assert isinstance(section, type)
     assert issubclass(section, Section)
-    return f"{location[0]} has {', '.join(section.model_fields)}"
+    return f"{'.'.join(map(str, location[:-1]))} has {', '.join(section.model_fields)}"

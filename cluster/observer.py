@@ -71,6 +71,7 @@ class Observer:
         self._sums: dict[str, list[Tensor]] = {}
         self._wait_s = 0.0
         self._num_lost = 0
+        self._seen_before = state.images_seen
         self._since = (time.monotonic(), state.images_seen)
         source = torch.Generator().manual_seed(config.run.seed)
         self._latents = torch.randn(_NUM_SAMPLES, config.networks.latent_dim, generator=source)
@@ -98,11 +99,12 @@ class Observer:
             self._write_row(phase)
         if self._due(self._config.tracking.sample_kimg) or self._state.images_seen >= phase.end:
             self._draw(phase)
+        self._seen_before = self._state.images_seen
 
     def _due(self, interval_kimg: float) -> bool:
         interval = max(1, round(interval_kimg * 1000))
         seen = self._state.images_seen
-        return seen // interval > (seen - self._config.schedule.batch) // interval
+        return seen // interval > self._seen_before // interval
 
     def _write_row(self, phase: Phase) -> None:
         now, seen = time.monotonic(), self._state.images_seen

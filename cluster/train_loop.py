@@ -13,6 +13,7 @@ from cluster.checkpoint import report_checkpoint, restore_checkpoint
 from cluster.config import Config
 from cluster.model_store import save_model
 from cluster.quarantine import Quarantine
+from cluster.schedule_config import Stage
 from data.dataset import DatasetIndex, load_index
 from data.reader import SplitReader
 from data.sample import Split
@@ -22,7 +23,7 @@ from data.stream import BatchStream, Share, normalise
 from gan.model import Architecture
 from gan.schedule import Phase, phase_at, phases
 from gan.state import Rates, TrainingState
-from gan.step import Objective
+from gan.step import Execution, Objective
 
 if TYPE_CHECKING:
     from cluster.observer import Observer
@@ -56,6 +57,7 @@ class Worker:
         self.device = ray.train.torch.get_device()
         # Ray sets one thread for each worker; use what was reserved.
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+        self.dtype = getattr(torch, config.optimizer.precision)
         self.config = config
         self.run = Store(config.run.dir)
         dataset = Store(config.data.uri)
@@ -68,7 +70,7 @@ class Worker:
         )
         self.quarantine = Quarantine(self.run, self.rank)
         self.architecture = architecture_of(config, self.index)
-        self.schedule = schedule_of(config)
+        self.stages, self.schedule = config.stages(), schedule_of(config)
         self.objective = Objective(**config.objective.model_dump())
         self.state = TrainingState(
             self.architecture,
@@ -99,8 +101,14 @@ class Worker:
 
     def train_phase(self, phase: Phase) -> None:
         """Train until the phase ends, from wherever in it the state stands."""
-        self.state.enter(phase, lambda net: wrap_network(net, self.world_size, self.device))
-        stream = self.open_stream(phase.resolution)
+        stage = self.stages[phase.stage]
+        self.state.enter(
+            phase,
+            lambda net: wrap_network(net, self.world_size, self.device),
+            lr_factor=stage.lr_factor,
+            execution=Execution(num_parts=stage.num_parts, dtype=self.dtype),
+        )
+        stream = self.open_stream(stage)
         try:
             while self.state.images_seen < phase.end:
                 self.train_batch(phase, stream)
@@ -115,7 +123,7 @@ class Worker:
             self.quarantine.note(stream.losses)
         real = normalise(batch.normal.to(self.device))
         abnormal = None if batch.abnormal is None else normalise(batch.abnormal.to(self.device))
-        images = self.config.schedule.batch
+        images = self.stages[phase.stage].batch
         stats = self.state.step(phase, real, abnormal, self.objective, images=images)
         self.position = stream.state()
         if self.observer:
@@ -151,17 +159,17 @@ class Worker:
         )
         self.observer.close()
 
-    def open_stream(self, resolution: int) -> BatchStream:
+    def open_stream(self, stage: Stage) -> BatchStream:
         """This rank's share of the training images, from the current position on."""
-        schedule = self.config.schedule
-        abnormal = self.objective.alpha > 0
+        # The same lanes at every stage: they decide in which order a pass reads its images.
+        schedule, abnormal = self.config.schedule, self.objective.alpha > 0
         return BatchStream(
-            self.open_split("train-normal", resolution, lanes=schedule.batch),
-            self.open_split("train-abnormal", resolution, lanes=schedule.abnormal_batch)
+            self.open_split("train-normal", stage.resolution, lanes=schedule.batch),
+            self.open_split("train-abnormal", stage.resolution, lanes=schedule.abnormal_batch)
             if abnormal
             else None,
-            batch=schedule.batch,
-            abnormal_batch=schedule.abnormal_batch,
+            batch=stage.batch,
+            abnormal_batch=stage.abnormal_batch,
             at=self.position,
             part=Share(
                 world_size=self.world_size,
@@ -200,9 +208,4 @@ def architecture_of(config: Config, index: DatasetIndex) -> Architecture:
 
 def schedule_of(config: Config) -> tuple[Phase, ...]:
     """The phases of a run."""
-    return phases(
-        resolution=config.networks.resolution,
-        fade_kimg=config.schedule.fade_kimg,
-        steady_kimg=config.schedule.steady_kimg,
-        final_kimg=config.schedule.final_kimg,
-    )
+    return phases([(stage.fade_kimg, stage.steady_kimg) for stage in config.stages()])

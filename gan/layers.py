@@ -59,7 +59,9 @@ class EqualizedLinear(nn.Module):
 
 def pixel_norm(x: Tensor) -> Tensor:
     """Divide each feature vector (dimension 1) by its root mean square."""
-    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+    # In bfloat16 the constant would be lost beside the mean of the squares, and half the digits.
+    square = x.float().square() if x.dtype == torch.bfloat16 else x.square()
+    return x * torch.rsqrt(square.mean(dim=1, keepdim=True) + 1e-8).to(x.dtype)
 
 
 def leaky_relu(x: Tensor) -> Tensor:

@@ -206,9 +206,12 @@ class Discriminator(nn.Module):
             Float [B].
         """
         x = self.features(image_BCHW, stage, fade)[-1]
-        x = leaky_relu(self.conv(minibatch_std(x, self.group_size)))
-        x = leaky_relu(self.dense(x.flatten(1)))
-        logit_B1: Tensor = self.logit(x)
+        # The head is small, and its statistics need all digits: never in a lower precision.
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float() if x.dtype == torch.bfloat16 else x
+            x = leaky_relu(self.conv(minibatch_std(x, self.group_size)))
+            x = leaky_relu(self.dense(x.flatten(1)))
+            logit_B1: Tensor = self.logit(x)
         return logit_B1.squeeze(1)
 
     def activate(self, stage: int, *, fading: bool) -> None:

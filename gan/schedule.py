@@ -1,8 +1,9 @@
 """When each resolution fades in and trains, counted in images (Karras et al. 2018, section 3)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gan.networks import num_stages, stage_resolution
+from gan.networks import stage_resolution
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,17 @@ class Phase:
         return (images_seen - self.start) / (self.end - self.start)
 
 
-def phases(
-    *, resolution: int, fade_kimg: float, steady_kimg: float, final_kimg: float
-) -> tuple[Phase, ...]:
-    """The phases from 4x4 up to `resolution`, without gaps.
+def phases(lengths_kimg: Sequence[tuple[float, float]]) -> tuple[Phase, ...]:
+    """The phases from 4x4 up, without gaps.
 
     Args:
-        resolution: Final side in pixels.
-        fade_kimg: Thousands of images to fade a stage in.
-        steady_kimg: Thousands of images to train a stage below the last.
-        final_kimg: Thousands of images to train the last stage, after its fade.
+        lengths_kimg: For each stage, thousands of images to fade it in and to train it after that.
+            The first stage has nothing to fade from.
     """
     result: list[Phase] = []
     start = 0
-    last = num_stages(resolution) - 1
-    for stage in range(last + 1):
-        steady = final_kimg if stage == last else steady_kimg
-        for fading, kimg in ((True, fade_kimg if stage else 0.0), (False, steady)):
+    for stage, (fade_kimg, steady_kimg) in enumerate(lengths_kimg):
+        for fading, kimg in ((True, fade_kimg if stage else 0.0), (False, steady_kimg)):
             length = round(kimg * 1000)
             if length:
                 result.append(Phase(stage, fading, start, start + length))

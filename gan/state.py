@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gan.ema import update_ema
 from gan.model import Architecture, place
 from gan.schedule import Phase
-from gan.step import Objective, StepInput, training_step
+from gan.step import WHOLE, Execution, Objective, StepInput, training_step
 
 ADAM_BETAS = (0.0, 0.99)
 
@@ -66,16 +66,36 @@ class TrainingState:
         self.latents = torch.Generator().manual_seed(_rank_seed(seed, rank))
         self.images_seen = 0
         self.num_steps = 0
+        self._execution = WHOLE
         self._wrapped: tuple[nn.Module, nn.Module] = (self.generator, self.discriminator)
 
-    def enter(self, phase: Phase, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    def enter(
+        self,
+        phase: Phase,
+        wrap: Callable[[nn.Module], nn.Module],
+        *,
+        lr_factor: float = 1.0,
+        execution: Execution = WHOLE,
+    ) -> None:
         """Prepare for a phase: activate its parameters, then wrap for data-parallel training.
 
         A wrapper only synchronises parameters that were active when it was made, so every phase
         needs a new one.
+
+        Args:
+            phase: The phase.
+            wrap: Makes a network average its gradients over ranks.
+            lr_factor: Factor on both learning rates.
+            execution: How its steps are computed.
         """
-        for network in (self.generator, self.discriminator):
+        self._execution = execution
+        rates = self.rates
+        for network, optimizer, lr in (
+            (self.generator, self.optimizer_g, rates.generator_lr),
+            (self.discriminator, self.optimizer_d, rates.discriminator_lr),
+        ):
             network.activate(phase.stage, fading=phase.fading)
+            optimizer.param_groups[0]["lr"] = lr * lr_factor
         self._wrapped = (wrap(self.generator), wrap(self.discriminator))
 
     def step(
@@ -108,7 +128,14 @@ class TrainingState:
             fade=phase.fade(self.images_seen),
             index=self.num_steps,
         )
-        stats = training_step(*self._wrapped, self.optimizer_g, self.optimizer_d, inputs, objective)
+        stats = training_step(
+            *self._wrapped,
+            self.optimizer_g,
+            self.optimizer_d,
+            inputs,
+            objective,
+            execution=self._execution,
+        )
         update_ema(
             self.average,
             self.generator,

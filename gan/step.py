@@ -1,7 +1,7 @@
 """One training step of both networks: no files, no cluster, no clock."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gan.objective import discriminator_loss, generator_loss, r1_penalty
+
+Augment = Callable[[Tensor], Tensor]
+
+
+class NonFiniteError(ArithmeticError):
+    """A gradient is infinite or not a number; the network concerned was not changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,24 @@ class StepInput:
     index: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a step is computed; but for rounding, not what it computes.
+
+    Attributes:
+        num_parts: Parts the batch is cut into, one after the other in memory; gradients add up.
+            Each part must be made of whole minibatch-std groups.
+        dtype: float32, or bfloat16 for the convolutions; head of D, losses and all of a step with
+            R1 stay in float32.
+    """
+
+    num_parts: int = 1
+    dtype: torch.dtype = torch.float32
+
+
+WHOLE = Execution()
+
+
 def training_step(
     generator: nn.Module,
     discriminator: nn.Module,
@@ -56,6 +80,9 @@ def training_step(
     optimizer_d: Optimizer,
     inputs: StepInput,
     objective: Objective,
+    *,
+    augment: Augment = lambda image: image,
+    execution: Execution = WHOLE,
 ) -> dict[str, Tensor]:
     """Update D, then G against the updated D, on the same generated images.
 
@@ -63,34 +90,94 @@ def training_step(
     ranks, which equals one rank with the joint batch because every loss is a mean over equal
     shares.
 
+    Args:
+        generator: G, perhaps wrapped.
+        discriminator: D, perhaps wrapped.
+        optimizer_g: Optimiser of G.
+        optimizer_d: Optimiser of D.
+        inputs: Images and latents.
+        objective: Weights of the losses.
+        augment: Random change of every image that D is shown, differentiable.
+        execution: How to compute it.
+
     Returns:
-        Detached scalars: loss_d, loss_g, r1 (only where due) and the mean logits
-        logit_real, logit_fake, logit_abnormal.
+        Detached scalars: loss_d, loss_g, r1 (only where due), the mean logits logit_real,
+        logit_fake, logit_abnormal, sign_real (the mean sign of D on training images), and the
+        Euclidean norms of the gradients grad_norm_d, grad_norm_g.
+
+    Raises:
+        NonFiniteError: If a gradient is not finite; on all ranks alike.
     """
-    fake = generator(inputs.latent, inputs.stage, inputs.fade)
-    stats = _discriminator_step(discriminator, optimizer_d, fake.detach(), inputs, objective)
+    parts = _parts(inputs, execution.num_parts)
+    # With one part G's graph serves both updates; with several it is made anew, part by part.
+    with torch.set_grad_enabled(len(parts) == 1), _cast(inputs, execution):
+        fakes = [_full(generator(part.latent, part.stage, part.fade)) for part in parts]
+    pairs = list(zip(parts, fakes, strict=True))
+
+    def loss_d(part: StepInput, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        shown = augment(fake.detach())
+        return _discriminator_loss(discriminator, shown, part, objective, augment, execution)
+
+    stats = _descend(discriminator, optimizer_d, pairs, loss_d, "d")
     bare: nn.Module = getattr(discriminator, "module", discriminator)
+
+    def loss_g(part: StepInput, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with _cast(inputs, execution):
+            made = fake if fake.requires_grad else generator(part.latent, part.stage, part.fade)
+            loss = generator_loss(_full(bare(augment(_full(made)), part.stage, part.fade)))
+        return loss, {"loss_g": loss.detach()}
+
     with _frozen(bare):
-        loss_g = generator_loss(bare(fake, inputs.stage, inputs.fade))
-        optimizer_g.zero_grad(set_to_none=True)
-        loss_g.backward()
-    optimizer_g.step()
-    return stats | {"loss_g": loss_g.detach()}
+        return stats | _descend(generator, optimizer_g, pairs, loss_g, "g")
 
 
-def _discriminator_step(
-    discriminator: nn.Module,
+def _descend(
+    network: nn.Module,
     optimizer: Optimizer,
+    pairs: list[tuple[StepInput, Tensor]],
+    loss_of: Callable[[StepInput, Tensor], tuple[Tensor, dict[str, Tensor]]],
+    name: str,
+) -> dict[str, Tensor]:
+    """Add up the gradients of all parts and take one step, unless they are broken."""
+    optimizer.zero_grad(set_to_none=True)
+    means: dict[str, Tensor] = {}
+    for number, pair in enumerate(pairs, start=1):
+        with _syncing(network, last=number == len(pairs)):
+            loss, stats = loss_of(*pair)
+            (loss / len(pairs)).backward()
+        for key, value in stats.items():
+            share = value / len(pairs)
+            means[key] = means[key] + share if key in means else share
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    # Gradients are the same on all ranks, so all of them stop here or none does.
+    if not norm.isfinite():
+        raise NonFiniteError(f"the gradient of {name.upper()} is not finite")
+    optimizer.step()
+    return means | {f"grad_norm_{name}": norm}
+
+
+def r1_is_due(objective: Objective, index: int) -> bool:
+    """Whether the step of this number evaluates R1."""
+    return objective.r1_weight > 0 and index % objective.r1_interval == 0
+
+
+def _discriminator_loss(
+    discriminator: nn.Module,
     fake: Tensor,
     inputs: StepInput,
     objective: Objective,
-) -> dict[str, Tensor]:
+    augment: Augment,
+    execution: Execution,
+) -> tuple[Tensor, dict[str, Tensor]]:
     assert (objective.alpha > 0) == (inputs.abnormal is not None), "alpha needs abnormal images"
-    r1_due = objective.r1_weight > 0 and inputs.index % objective.r1_interval == 0
-    real = inputs.real.detach().requires_grad_(r1_due)
-    parts = [real, fake] if inputs.abnormal is None else [real, fake, inputs.abnormal]
+    r1_due = r1_is_due(objective, inputs.index)
+    # R1 is taken at what D is shown, so that nothing has to be differentiated twice but D.
+    real = augment(inputs.real).detach().requires_grad_(r1_due)
+    parts = [real, fake] if inputs.abnormal is None else [real, fake, augment(inputs.abnormal)]
     # One forward pass over all parts: whole minibatch-std groups keep them apart.
-    logits = discriminator(torch.cat(parts), inputs.stage, inputs.fade)
+    with _cast(inputs, execution, enabled=not r1_due):
+        logits = _full(discriminator(torch.cat(parts), inputs.stage, inputs.fade))
     logit_real, logit_fake, *rest = logits.split([len(part) for part in parts])
     logit_abnormal = rest[0] if rest else None
     loss = discriminator_loss(
@@ -100,6 +187,7 @@ def _discriminator_step(
         "loss_d": loss.detach(),
         "logit_real": logit_real.detach().mean(),
         "logit_fake": logit_fake.detach().mean(),
+        "sign_real": logit_real.detach().sign().mean(),
     }
     if logit_abnormal is not None:
         stats["logit_abnormal"] = logit_abnormal.detach().mean()
@@ -107,10 +195,46 @@ def _discriminator_step(
         penalty = r1_penalty(logit_real, real)
         stats["r1"] = penalty.detach()
         loss = loss + penalty * (objective.r1_weight / 2 * objective.r1_interval)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return stats
+    return loss, stats
+
+
+def _parts(inputs: StepInput, num_parts: int) -> list[StepInput]:
+    if num_parts == 1:
+        return [inputs]
+    reals, latents = inputs.real.chunk(num_parts), inputs.latent.chunk(num_parts)
+    abnormal = inputs.abnormal
+    abnormals = [None] * num_parts if abnormal is None else abnormal.chunk(num_parts)
+    assert len(inputs.real) % num_parts == 0, "parts of different sizes would weigh differently"
+    assert abnormal is None or len(abnormal) % num_parts == 0
+    return [
+        StepInput(
+            real=real,
+            abnormal=other,
+            latent=latent,
+            stage=inputs.stage,
+            fade=inputs.fade,
+            index=inputs.index,
+        )
+        for real, latent, other in zip(reals, latents, abnormals, strict=True)
+    ]
+
+
+def _full(x: Tensor) -> Tensor:
+    """Back from the lower precision of a pass, if there was any."""
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def _syncing(network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Let a data-parallel wrapper average gradients only once they are whole."""
+    no_sync = getattr(network, "no_sync", None)
+    return nullcontext() if last or no_sync is None else no_sync()
+
+
+def _cast(
+    inputs: StepInput, execution: Execution, *, enabled: bool = True
+) -> AbstractContextManager[object]:
+    lower = enabled and execution.dtype != torch.float32
+    return torch.autocast(inputs.real.device.type, execution.dtype) if lower else nullcontext()
 
 
 @contextmanager

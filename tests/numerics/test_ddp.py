@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import spawn
 
 from cluster.train_loop import wrap_network
 from gan.networks import Discriminator, Generator, ProgressiveFeatures
-from gan.step import Objective, StepInput, training_step
+from gan.step import Execution, Objective, StepInput, training_step
 
 Gradients = dict[str, Tensor]
 Share = Callable[[StepInput], StepInput]
@@ -28,8 +28,8 @@ LATENT_DIM = 6
 TOLERANCE = 1e-10
 # (stage, fading), entered one after the other.
 PHASES = [(1, True), (1, False), (2, True), (2, False)]
-# Name of a case and its weight of R1.
-CASES = {"no_r1": 0.0, "r1": 5.0}
+# Name of a case, its weight of R1 and the parts that each rank cuts its share into.
+CASES = {"no_r1": (0.0, 1), "r1": (5.0, 1), "r1_in_parts": (5.0, 2)}
 
 
 class Recorder(torch.optim.SGD):
@@ -79,7 +79,7 @@ def _share(inputs: StepInput, rank: int) -> StepInput:
     )
 
 
-def _run(world_size: int, share: Share, r1_weight: float) -> list[Gradients]:
+def _run(world_size: int, share: Share, r1_weight: float, num_parts: int = 1) -> list[Gradients]:
     """Gradients of D, then of G, of every step: two steps in each phase, R1 due in the first."""
     generator, discriminator = _networks()
     optimizer_g, optimizer_d = Recorder(generator), Recorder(discriminator)
@@ -91,7 +91,9 @@ def _run(world_size: int, share: Share, r1_weight: float) -> list[Gradients]:
         wrapped = [wrap_network(net, world_size, cpu) for net in (generator, discriminator)]
         for index in (2 * number, 2 * number + 1):
             inputs = share(_batch(stage, fading, index))
-            training_step(*wrapped, optimizer_g, optimizer_d, inputs, objective)
+            execution = Execution(num_parts=num_parts)
+            optimizers = optimizer_g, optimizer_d
+            training_step(*wrapped, *optimizers, inputs, objective, execution=execution)
     return optimizer_d.seen + optimizer_g.seen
 
 
@@ -99,8 +101,8 @@ def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", WORLD_SIZE)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE)
-    for name, r1_weight in CASES.items():
-        seen = _run(WORLD_SIZE, lambda inputs: _share(inputs, rank), r1_weight)
+    for name, case in CASES.items():
+        seen = _run(WORLD_SIZE, lambda inputs: _share(inputs, rank), *case)
         torch.save(seen, f"{folder}/{name}-{rank}.pt")
     dist.destroy_process_group()
 
@@ -127,7 +129,8 @@ def _largest_difference(found: list[Gradients], expected: list[Gradients]) -> fl
 @pytest.mark.parametrize("rank", range(WORLD_SIZE))
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_equal_one_with_the_joint_batch(folder: Path, name: str, rank: int) -> None:
-    one = _run(1, lambda inputs: inputs, CASES[name])
+    r1_weight, _ = CASES[name]
+    one = _run(1, lambda inputs: inputs, r1_weight)
     found = torch.load(folder / f"{name}-{rank}.pt")
     assert _largest_difference(found, one) < TOLERANCE
 

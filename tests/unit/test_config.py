@@ -22,6 +22,10 @@ from cluster.errors import UserError
         ({"networks.resolution": 48}, "networks.resolution=48: input should be 4, 8, 16"),
         ({"search.window": 4}, "window=4 must be odd"),
         ({"schedule.batch": 6}, "schedule.batch=6 must be a multiple of cluster.num_workers"),
+        ({"schedule.at": {32: {"batch": 6}}}, "schedule.at.32.batch=6 must be a multiple"),
+        ({"schedule.at": {48: {}}}, "schedule.at.48=48: input should be 4, 8, 16"),
+        ({"schedule.at": {32: {"bath": 6}}}, "schedule.at.32 has batch, abnormal_batch"),
+        ({"cluster.images_per_pass": 2}, "cluster.images_per_pass=2 cannot be kept at 4 pixels"),
         ({"run.dir": "gs://bucket/x"}, "store 'gs://bucket/x' is not supported"),
         ({"run.seed": "one"}, "run.seed='one': input should be a valid integer"),
     ],
@@ -30,6 +34,26 @@ def test_mistake_is_named_with_field_value_and_fix(overrides: dict[str, object],
     with pytest.raises(UserError) as error:
         load_config(None, overrides)
     assert told in str(error.value)
+
+
+def test_stages_take_what_is_said_of_their_resolution() -> None:
+    at = {"16": {"batch": 64, "abnormal_batch": 32, "fade_kimg": 1, "lr_factor": 1.5}}
+    told = {"schedule.at": at, "schedule.final_kimg": 9, "networks.resolution": 32}
+    config = load_config(None, told | {"cluster.images_per_pass": 16})
+    stages = {stage.resolution: stage for stage in config.stages()}
+    assert list(stages) == [4, 8, 16, 32]
+    assert (stages[16].batch, stages[16].abnormal_batch, stages[16].lr_factor) == (64, 32, 1.5)
+    assert (stages[8].batch, stages[32].batch, stages[32].lr_factor) == (32, 32, 1.0)
+    assert (stages[16].fade_kimg, stages[16].steady_kimg, stages[32].steady_kimg) == (1, 100, 9)
+    # 64 images are 32 on each of two workers, who compute 16 at once.
+    assert (stages[16].num_parts, stages[8].num_parts) == (2, 1)
+
+
+def test_settings_of_a_resolution_survive_the_file(tmp_path: Path) -> None:
+    config = load_config(None, {"schedule.at": {64: {"batch": 64}}})
+    path = tmp_path / "run.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(str(path)) == config
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -12,7 +12,7 @@ from gan.ema import update_ema
 from gan.networks import Discriminator, Generator, ProgressiveFeatures
 from gan.objective import discriminator_loss, generator_loss, r1_penalty
 from gan.schedule import Phase, phase_at, phases
-from gan.step import Objective, StepInput, training_step
+from gan.step import Execution, NonFiniteError, Objective, StepInput, training_step
 
 
 def test_losses_are_the_logs_of_the_value_function() -> None:
@@ -142,6 +142,64 @@ def test_the_generator_meets_the_updated_discriminator() -> None:
     torch.testing.assert_close(stats["loss_g"], expected)
 
 
+def _stepped(execution: Execution) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Statistics and all parameters after one step with R1 and abnormal images."""
+    torch.manual_seed(4)
+    generator, discriminator = _networks()
+    for network in (generator, discriminator):
+        network.activate(1, fading=True)
+    inputs = _inputs(0, abnormal=torch.rand(8, 1, 8, 8) - 1)
+    objective = Objective(gamma=0.7, alpha=0.3, r1_weight=2.0, r1_interval=4)
+    optimizers = _sgd(generator), _sgd(discriminator)
+    stats = training_step(
+        generator, discriminator, *optimizers, inputs, objective, execution=execution
+    )
+    return stats, [*generator.parameters(), *discriminator.parameters()]
+
+
+def test_a_batch_in_parts_gives_the_same_step() -> None:
+    whole, parts = _stepped(Execution()), _stepped(Execution(num_parts=2))
+    assert whole[0].keys() == parts[0].keys()
+    for name, value in whole[0].items():
+        torch.testing.assert_close(parts[0][name], value, msg=name, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(parts[1], whole[1], rtol=1e-4, atol=1e-6)
+
+
+def test_lower_precision_stays_near_and_leaves_r1_whole() -> None:
+    whole, lower = _stepped(Execution()), _stepped(Execution(dtype=torch.bfloat16))
+    assert all(parameter.dtype == torch.float32 for parameter in lower[1])
+    # The convolutions of G did lose digits, those of D in a step with R1 did not.
+    assert not torch.equal(lower[0]["logit_fake"], whole[0]["logit_fake"])
+    assert torch.equal(lower[0]["logit_real"], whole[0]["logit_real"])
+    assert torch.equal(lower[0]["r1"], whole[0]["r1"])
+    for name, value in whole[0].items():
+        torch.testing.assert_close(lower[0][name], value, msg=name, rtol=0.1, atol=0.02)
+
+
+def test_norms_are_those_of_the_whole_gradient() -> None:
+    generator, discriminator = _networks()
+    optimizers = _sgd(generator, lr=0.0), _sgd(discriminator, lr=0.0)
+    objective = Objective(gamma=1.0, alpha=0.0, r1_weight=0.0, r1_interval=1)
+    stats = training_step(generator, discriminator, *optimizers, _inputs(0), objective)
+    for name, network in (("grad_norm_g", generator), ("grad_norm_d", discriminator)):
+        squares = [p.grad.square().sum() for p in network.parameters() if p.grad is not None]
+        torch.testing.assert_close(stats[name], torch.stack(squares).sum().sqrt())
+
+
+@pytest.mark.parametrize(("broken", "told"), [("real", "of D"), ("latent", "of D")])
+def test_a_broken_gradient_changes_nothing(broken: str, told: str) -> None:
+    generator, discriminator = _networks()
+    before = copy.deepcopy([*generator.parameters(), *discriminator.parameters()])
+    inputs = _inputs(1)
+    getattr(inputs, broken)[0] = math.nan
+    objective = Objective(gamma=1.0, alpha=0.0, r1_weight=1.0, r1_interval=2)
+    optimizers = _sgd(generator), _sgd(discriminator)
+    with pytest.raises(NonFiniteError, match=told):
+        training_step(generator, discriminator, *optimizers, inputs, objective)
+    after = [*generator.parameters(), *discriminator.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
 @pytest.mark.parametrize("num_steps", [1, 4])
 def test_ema_halves_the_distance_over_its_half_life(num_steps: int) -> None:
     average, current = nn.Linear(3, 2), nn.Linear(3, 2)
@@ -161,7 +219,7 @@ def test_ema_decay_is_a_power_of_one_half() -> None:
     assert float(average.weight.detach()) == pytest.approx(math.exp(-32 / 10_000 * math.log(2)))
 
 
-SCHEDULE = phases(resolution=16, fade_kimg=2.0, steady_kimg=1.0, final_kimg=5.0)
+SCHEDULE = phases([(2.0, 1.0), (2.0, 1.0), (2.0, 5.0)])
 
 
 def test_schedule_has_no_gaps_and_names_every_stage() -> None:
@@ -194,6 +252,6 @@ def test_fade_runs_from_zero_to_one() -> None:
 
 @pytest.mark.parametrize(("fade_kimg", "steady_kimg"), [(0.0, 1.0), (1.0, 0.0)])
 def test_phases_of_no_length_are_left_out(fade_kimg: float, steady_kimg: float) -> None:
-    schedule = phases(resolution=8, fade_kimg=fade_kimg, steady_kimg=steady_kimg, final_kimg=1.0)
+    schedule = phases([(fade_kimg, steady_kimg), (fade_kimg, 1.0)])
     assert all(phase.end > phase.start for phase in schedule)
     assert schedule[-1] == Phase(1, False, schedule[-1].end - 1000, schedule[-1].end)

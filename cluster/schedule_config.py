@@ -1,0 +1,121 @@
+"""When each resolution trains and with how many images: the section `schedule`."""
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from cluster.section import Section
+from gan.networks import num_stages, stage_resolution
+
+Resolution = Literal[4, 8, 16, 32, 64, 128, 256, 512, 1024]
+Kimg = Annotated[float, Field(ge=0, le=1_000_000)]
+Images = Annotated[int, Field(ge=1, le=65_536)]
+# JSON has no numbers as keys.
+_Key = Annotated[Resolution, BeforeValidator(lambda key: int(key) if str(key).isdecimal() else key)]
+
+
+class AtResolution(Section):
+    """What one resolution does differently; what is left out is as everywhere."""
+
+    batch: Images | None = None
+    """Training images per step over all workers, in images."""
+    abnormal_batch: Images | None = None
+    """Known abnormal images per step over all workers, in images."""
+    fade_kimg: Kimg | None = None
+    """Length of the fade-in, in kimg."""
+    steady_kimg: Kimg | None = None
+    """Length of the training after the fade-in, in kimg."""
+    lr_factor: float = Field(1.0, gt=0, le=100)
+    """Both learning rates are multiplied by it, a factor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The plan of one resolution, resolved: `AtResolution` and what follows from it.
+
+    Attributes:
+        num_parts: Parts that a worker cuts its share of a batch into.
+    """
+
+    resolution: int
+    batch: int
+    abnormal_batch: int
+    fade_kimg: float
+    steady_kimg: float
+    lr_factor: float
+    num_parts: int
+
+
+class Schedule(Section):
+    """Progressive growing, counted in thousands of images (kimg) over all workers."""
+
+    batch: Images = 32
+    """Training images per step over all workers, in images."""
+    abnormal_batch: Images = 16
+    """Known abnormal images per step over all workers, in images."""
+    fade_kimg: Kimg = 100.0
+    """Length of each fade-in, in kimg."""
+    steady_kimg: Kimg = 100.0
+    """Length of each stage below the last after its fade, in kimg."""
+    final_kimg: Annotated[float, Field(ge=0.001, le=1_000_000)] = 400.0
+    """Length of the last stage after its fade, in kimg."""
+    at: dict[_Key, AtResolution] = Field({}, max_length=9)
+    """Other values at a resolution, such as {1024: {batch: 8, abnormal_batch: 4}}, by pixels."""
+
+    def stages(
+        self, resolution: int, *, num_workers: int, group_size: int, limit: int
+    ) -> list[Stage]:
+        """The plan of every stage up to a final resolution.
+
+        Args:
+            resolution: Side of the final images, in pixels.
+            num_workers: Workers that share a batch.
+            group_size: Images of a minibatch-std group, which no share may cut.
+            limit: Most training images that a worker computes at once, 0 for all.
+
+        Raises:
+            ValueError: If a batch cannot be shared out.
+        """
+        result = []
+        for side in map(stage_resolution, range(num_stages(resolution))):
+            own = self._at(side).model_dump(exclude_none=True)
+            plan = {
+                "batch": self.batch,
+                "abnormal_batch": self.abnormal_batch,
+                "fade_kimg": self.fade_kimg,
+                "steady_kimg": self.final_kimg if side == resolution else self.steady_kimg,
+            } | own
+            for name in ("batch", "abnormal_batch"):
+                where = f"schedule.at.{side}.{name}" if name in own else f"schedule.{name}"
+                _check_shares(where, plan[name], num_workers, group_size)
+            shares = [plan[name] // num_workers for name in ("batch", "abnormal_batch")]
+            parts = _num_parts(side, shares, group_size, limit)
+            result.append(Stage(resolution=side, num_parts=parts, **plan))
+        return result
+
+    def _at(self, side: int) -> AtResolution:
+        return next((own for key, own in self.at.items() if key == side), AtResolution())
+
+
+def _check_shares(where: str, size: int, num_workers: int, group_size: int) -> None:
+    each = num_workers * group_size
+    if size % each:
+        raise ValueError(
+            f"{where}={size} must be a multiple of cluster.num_workers x networks.group_size = "
+            f"{num_workers} x {group_size}; use {-(-size // each) * each}"
+        )
+
+
+def _num_parts(side: int, shares: list[int], group_size: int, limit: int) -> int:
+    """Into how many equal parts of whole groups a worker cuts its share of a batch."""
+    num_groups = math.gcd(*shares) // group_size
+    for parts in range(1, num_groups + 1):
+        if num_groups % parts == 0 and (not limit or shares[0] // parts <= limit):
+            return parts
+    raise ValueError(
+        f"cluster.images_per_pass={limit} cannot be kept at {side} pixels: {shares[0]} training "
+        f"and {shares[1]} abnormal images a worker, in groups of {group_size}, can be cut to "
+        f"{shares[0] // num_groups} at least; raise it, or bring the batches closer together"
+    )
