@@ -10,7 +10,7 @@ from data.sample import Split
 from data.store import Store
 
 # Sections that decide what a run computes; changing one of them makes another run.
-IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer")
+IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer", "augment")
 _NOT_IDENTITY = (
     "run.dir",
     "data.max_bad_fraction",

@@ -75,7 +75,10 @@ COMMANDS = {
 
         Run the same command again to resume from the last checkpoint in run.dir. The finished
         model lies in run.dir/model, the metrics in run.dir/metrics.jsonl and in MLflow.""",
-        ("run", "data", "networks", "objective", "schedule", "optimizer", "cluster", "tracking"),
+        (
+            *("run", "data", "networks", "objective", "schedule", "optimizer", "augment"),
+            *("cluster", "tracking"),
+        ),
     ),
     "tune": Command(
         "tune.study:tune",

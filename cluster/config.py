@@ -17,6 +17,7 @@ from cluster.section import Section
 from data.augment import Symmetry
 from data.errors import DataError
 from data.store import Store
+from gan.augment import LARGEST_PROBABILITY, Transform
 
 # Workers and trials have other working directories, so every path is made absolute here, once.
 Location = Annotated[str, AfterValidator(lambda uri: uri and Store(uri).uri)]
@@ -38,7 +39,7 @@ class Data(Section):
     """Packed data set (holds dataset.json): a path or an s3:// URI."""
     max_bad_fraction: float = Field(0.01, ge=0, le=1)
     """Unreadable images tolerated, in packing and in each training split, as a fraction."""
-    augment: tuple[Symmetry, ...] = Field((), max_length=3)
+    symmetries: tuple[Symmetry, ...] = Field((), max_length=3)
     """Symmetries of the product: flip_x, flip_y, rotate_90; training images are turned so."""
     loader_threads: int = Field(1, ge=1, le=256)
     """Loader workers of each training worker: threads that decode images."""
@@ -89,6 +90,19 @@ class Optimizer(Section):
     """Half-life of the moving average of G's weights, in kimg."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Numbers of the convolutions; statistics, losses and steps with R1 are float32 always."""
+
+
+class Augment(Section):
+    """Random changes of every image D is shown, for few training images (Karras et al. 2020)."""
+
+    transforms: tuple[Transform, ...] = Field((), max_length=5)
+    """What may change without making a defect: translate, zoom, rotate, brightness, contrast."""
+    start: float = Field(0.0, ge=0, le=LARGEST_PROBABILITY)
+    """Probability of each transform at the beginning, a fraction."""
+    target: float = Field(0.6, ge=-1, le=1)
+    """Mean sign of D on training images that the probability is steered to, a number."""
+    adapt_kimg: float = Field(500.0, gt=0, le=1_000_000)
+    """Images in which the probability can rise by 1, in kimg."""
 
 
 class Search(Section):
@@ -190,6 +204,7 @@ class Config(Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
+    augment: Augment = Augment()
     search: Search = Search()
     inspect: Inspect = Inspect()
     cluster: Cluster = Cluster()

@@ -20,6 +20,7 @@ from data.sample import Split
 from data.shard_cache import ShardCache
 from data.store import Store
 from data.stream import BatchStream, Share, normalise
+from gan.augment import AugmentSettings
 from gan.model import Architecture
 from gan.schedule import Phase, phase_at, phases
 from gan.state import Rates, TrainingState
@@ -78,6 +79,7 @@ class Worker:
             seed=config.run.seed,
             rank=self.rank,
             device=self.device,
+            augment=AugmentSettings(**config.augment.model_dump()),
         )
         restored = restore_checkpoint(self.state, rank=self.rank, world_size=self.world_size)
         self.position = restored or {"normal": 0, "abnormal": 0}
@@ -188,7 +190,7 @@ class Worker:
             resolution,
             lanes=lanes,
             seed=self.config.run.seed,
-            symmetries=data.augment,
+            symmetries=data.symmetries,
             max_bad_fraction=data.max_bad_fraction,
         )
 

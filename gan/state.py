@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gan.augment import UNCHANGED, AdaptiveAugment, AugmentSettings
 from gan.ema import update_ema
 from gan.model import Architecture, place
 from gan.schedule import Phase
@@ -44,6 +45,7 @@ class TrainingState:
         seed: Seed of the weights, equal on all ranks.
         rank: This rank; with `seed` it decides the latents drawn.
         device: Where to train.
+        augment: What may be changed in the images that D is shown.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class TrainingState:
         seed: int,
         rank: int,
         device: torch.device,
+        augment: AugmentSettings = UNCHANGED,
     ) -> None:
         torch.manual_seed(seed)
         self.rates = rates
@@ -64,6 +67,7 @@ class TrainingState:
         self.optimizer_g = _adam(self.generator, rates.generator_lr)
         self.optimizer_d = _adam(self.discriminator, rates.discriminator_lr)
         self.latents = torch.Generator().manual_seed(_rank_seed(seed, rank))
+        self.augment = AdaptiveAugment(augment, self.latents)
         self.images_seen = 0
         self.num_steps = 0
         self._execution = WHOLE
@@ -117,8 +121,9 @@ class TrainingState:
             images: Training images in this step over all ranks.
 
         Returns:
-            The statistics of `gan.step.training_step`.
+            The statistics of `gan.step.training_step`, and augment_probability.
         """
+        used = self.augment.probability
         latent = torch.randn(len(real), self.generator.latent_dim, generator=self.latents)
         inputs = StepInput(
             real=real,
@@ -134,8 +139,10 @@ class TrainingState:
             self.optimizer_d,
             inputs,
             objective,
+            augment=self.augment,
             execution=self._execution,
         )
+        self.augment.adapt(stats["sign_real"], images=images)
         update_ema(
             self.average,
             self.generator,
@@ -144,12 +151,16 @@ class TrainingState:
         )
         self.images_seen += images
         self.num_steps += 1
-        return stats
+        return stats | {"augment_probability": torch.tensor(used)}
 
     def state_dict(self) -> dict[str, Any]:
         """All that ranks share, as tensors and plain values."""
         modules = {name: getattr(self, name).state_dict() for name in _STATEFUL}
-        return modules | {"images_seen": self.images_seen, "num_steps": self.num_steps}
+        return modules | {
+            "images_seen": self.images_seen,
+            "num_steps": self.num_steps,
+            "augment_probability": self.augment.probability,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
@@ -157,9 +168,10 @@ class TrainingState:
             getattr(self, name).load_state_dict(state[name])
         self.images_seen = state["images_seen"]
         self.num_steps = state["num_steps"]
+        self.augment.probability = state["augment_probability"]
 
     def latent_state(self) -> Tensor:
-        """Random state of this rank's latents, an uint8 tensor."""
+        """Random state of this rank's latents and augmentation, an uint8 tensor."""
         return self.latents.get_state()
 
     def load_latent_state(self, state: Tensor) -> None:
