@@ -74,11 +74,13 @@ COMMANDS = {
         """Train generator and discriminator, then calibrate the score on the validation split.
 
         Run the same command again to resume from the last checkpoint in run.dir. The finished
-        model lies in run.dir/model, the metrics in run.dir/metrics.jsonl and in MLflow.""",
+        model lies in run.dir/model, the metrics in run.dir/metrics.jsonl and in MLflow. With
+        --dry-run it prints stages, memory and expected time, and stops.""",
         (
             *("run", "data", "networks", "objective", "schedule", "optimizer", "augment"),
             *("cluster", "tracking"),
         ),
+        flags=(("--dry-run", "cluster.dry_run"),),
     ),
     "tune": Command(
         "tune.study:tune",

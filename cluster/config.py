@@ -158,6 +158,8 @@ class Cluster(Section):
     """GPUs reserved for each worker or actor."""
     images_per_pass: int = Field(0, ge=0, le=65_536)
     """Training images that a worker computes at once; larger batches are cut; 0: all, in images."""
+    dry_run: bool = False
+    """Only print the plan of a training run, with memory and time from a short probe, and stop."""
     max_failures: int = Field(3, ge=-1, le=1000)
     """Worker failures survived before a training run gives up; -1 means any number."""
     checkpoint_kimg: float = Field(50.0, ge=0.001, le=100_000)

@@ -11,13 +11,14 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from cluster import tracking
 from cluster.claims import check_dataset, check_places, check_same_run, check_shards
 from cluster.config import Config, dump_config, load_config
+from cluster.dry_run import dry_run
 from cluster.errors import UserError
 from cluster.inspection import calibrate
 from cluster.model_store import CARD
 from cluster.progress import FailureNotes, remote_progress
 from cluster.ray_session import ray_session
 from cluster.train_loop import schedule_of, train_worker
-from data.dataset import INDEX_NAME, load_index
+from data.dataset import INDEX_NAME, DatasetIndex, load_index
 from data.errors import DataError
 from data.store import Store
 
@@ -31,6 +32,9 @@ def train(config: Config) -> int:
         UserError: If configuration, data set and run directory do not go together.
         DataError: If the data set cannot be read.
     """
+    if config.cluster.dry_run:
+        dry_run(config, check_run(config))
+        return 0
     claim_run(config)
     with ray_session(config.cluster.num_workers * config.cluster.cpus_per_worker):
         name = Store(config.run.dir).uri.rpartition("/")[2]
@@ -47,8 +51,8 @@ def train_and_calibrate(config: Config, ref: tracking.RunRef) -> None:
     calibrate(config)
 
 
-def claim_run(config: Config) -> None:
-    """Check data set and run directory, then record the configuration.
+def check_run(config: Config) -> DatasetIndex:
+    """Check data set and run directory; returns the index of the data set.
 
     Raises:
         UserError: If the data set does not fit, or the directory holds another run.
@@ -61,6 +65,17 @@ def claim_run(config: Config) -> None:
     check_shards(dataset, index)
     if run.exists(_CONFIG):
         check_same_run(config, load_config(run.url(_CONFIG)))
+    return index
+
+
+def claim_run(config: Config) -> None:
+    """Check what `check_run` does, then record configuration and data set in the run directory.
+
+    Raises:
+        UserError: If the data set does not fit, or the directory holds another run.
+    """
+    check_run(config)
+    dataset, run = Store(config.data.uri), Store(config.run.dir)
     content = dataset.read_bytes(INDEX_NAME)
     if run.exists(INDEX_NAME) and run.read_bytes(INDEX_NAME) != content:
         raise UserError(

@@ -206,12 +206,16 @@ class Discriminator(nn.Module):
             Float [B].
         """
         x = self.features(image_BCHW, stage, fade)[-1]
+        if x.dtype != torch.bfloat16:
+            return self._head(x)
         # The head is small, and its statistics need all digits: never in a lower precision.
         with torch.autocast(x.device.type, enabled=False):
-            x = x.float() if x.dtype == torch.bfloat16 else x
-            x = leaky_relu(self.conv(minibatch_std(x, self.group_size)))
-            x = leaky_relu(self.dense(x.flatten(1)))
-            logit_B1: Tensor = self.logit(x)
+            return self._head(x.float())
+
+    def _head(self, x: Tensor) -> Tensor:
+        x = leaky_relu(self.conv(minibatch_std(x, self.group_size)))
+        x = leaky_relu(self.dense(x.flatten(1)))
+        logit_B1: Tensor = self.logit(x)
         return logit_B1.squeeze(1)
 
     def activate(self, stage: int, *, fading: bool) -> None:
@@ -219,9 +223,9 @@ class Discriminator(nn.Module):
         self.features.activate(stage, fading=fading)
 
 
-def num_parameters(module: nn.Module) -> int:
-    """Number of scalars in all parameters of a module."""
-    return sum(p.numel() for p in module.parameters())
+def num_parameters(module: nn.Module, *, active: bool = False) -> int:
+    """Number of scalars in all parameters of a module, or in those that are being trained."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not active)
 
 
 def _activate(network: nn.Module, used: list[nn.Module]) -> None:

@@ -1,0 +1,155 @@
+"""The plan of a training run, with a short probe on the cluster: what `train --dry-run` prints."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from rich.console import Console
+from rich.table import Table
+
+from cluster.config import Config
+from cluster.errors import UserError
+from cluster.probe import Probe, images_per_pass, memory_of, probe
+from cluster.ray_session import ray_session
+from cluster.schedule_config import Stage
+from cluster.train_loop import architecture_of, schedule_of
+from data.dataset import DatasetIndex
+from data.sample import Split
+from gan.memory import StepMemory
+from gan.model import Architecture
+from gan.networks import num_parameters
+
+_GIB = 2**30
+
+
+def dry_run(config: Config, index: DatasetIndex) -> None:
+    """Print stages, parameters, memory, images to read and expected time; train nothing.
+
+    Raises:
+        UserError: If a stage does not fit into the memory of a worker.
+    """
+    with ray_session(config.cluster.num_workers * config.cluster.cpus_per_worker):
+        cpus, gpus = config.cluster.cpus_per_worker, config.cluster.gpus_per_worker
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(probe)
+        workers_per_node = math.ceil(config.cluster.num_workers / len(ray.nodes()))
+        found = ray.get(task.remote(config.model_dump(), index.channels, workers_per_node))
+    architecture = architecture_of(config, index)
+    memories = memory_of(config, architecture)
+    _print(config, index, architecture, memories, found)
+    check_memory(config, memories, found)
+
+
+def check_memory(config: Config, memories: list[StepMemory], found: Probe) -> None:
+    """Refuse a stage that a worker's memory cannot hold.
+
+    Raises:
+        UserError: Naming the stage and how many images would fit.
+    """
+    for stage, memory in zip(config.stages(), memories, strict=True):
+        images = images_per_pass(config, stage)
+        if memory.total_bytes(images) <= found.memory_bytes:
+            continue
+        room = (found.memory_bytes - memory.fixed_bytes) // memory.image_bytes
+        group = config.networks.group_size
+        fitting = room // group * group
+        advice = (
+            f"set cluster.images_per_pass={fitting} or less"
+            if fitting >= group
+            else "take fewer feature maps (networks.fmap_base, networks.fmap_max)"
+        )
+        raise UserError(
+            f"{stage.resolution} pixels need {memory.total_bytes(images) / _GIB:.1f} GiB for "
+            f"{images} images a worker at once, a worker on {found.device} has "
+            f"{found.memory_bytes / _GIB:.1f} GiB; {advice}"
+        )
+
+
+def _print(
+    config: Config,
+    index: DatasetIndex,
+    architecture: Architecture,
+    memories: list[StepMemory],
+    found: Probe,
+) -> None:
+    table = Table(title=f"{config.cluster.num_workers} workers, each on {found.device}")
+    for column in ("pixels", "fade, steady kimg", "batch", "parts", "parameters G, D"):
+        table.add_column(column, justify="right")
+    for column in ("GiB a worker", "images read", "GB read", "s/kimg", "time"):
+        table.add_column(column, justify="right")
+    for row in _rows(config, index, architecture, memories, found):
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    total_s = expected_s(config, found)
+    shown = "unknown: a stage does not fit" if total_s is None else _duration(total_s)
+    console.print(
+        f"{schedule_of(config)[-1].end / 1000:,.0f} kimg; expected time {shown}, without start, "
+        "checkpoints and waiting for data; ~ is extrapolated from the stage below"
+    )
+
+
+def expected_s(config: Config, found: Probe) -> float | None:
+    """Seconds of all steps; None if some stage could not be timed."""
+    total_s = 0.0
+    for stage in config.stages():
+        if stage.resolution not in found.step_s:
+            return None
+        images = 1000 * _kimg(stage)
+        total_s += images / stage.batch * abs(found.step_s[stage.resolution])
+    return total_s
+
+
+def _rows(
+    config: Config,
+    index: DatasetIndex,
+    architecture: Architecture,
+    memories: list[StepMemory],
+    found: Probe,
+) -> Iterator[list[str]]:
+    networks = architecture.generator(), architecture.discriminator()
+    for number, (stage, memory) in enumerate(zip(config.stages(), memories, strict=True)):
+        for network in networks:
+            network.activate(number, fading=False)
+        weights = [num_parameters(network, active=True) for network in networks]
+        needed = memory.total_bytes(images_per_pass(config, stage)) / _GIB
+        step_s = found.step_s.get(stage.resolution)
+        kimg_s = abs(step_s) * 1000 / stage.batch if step_s else None
+        mark = "~" if step_s and step_s < 0 else ""
+        images, read_bytes = _to_read(config, index, stage)
+        yield [
+            str(stage.resolution),
+            f"{stage.fade_kimg if number else 0:g} + {stage.steady_kimg:g}",
+            f"{stage.batch} + {stage.abnormal_batch if config.objective.alpha else 0}",
+            str(stage.num_parts),
+            f"{weights[0] / 1e6:.2f} M, {weights[1] / 1e6:.2f} M",
+            f"{needed:.2f}",
+            f"{images:,}",
+            f"{read_bytes / 1e9:.2f}",
+            "-" if kimg_s is None else f"{mark}{kimg_s:.1f}",
+            "-" if kimg_s is None else mark + _duration(kimg_s * _kimg(stage)),
+        ]
+
+
+def _to_read(config: Config, index: DatasetIndex, stage: Stage) -> tuple[int, float]:
+    """Images that a stage reads, and their bytes in the shards."""
+    normal = round(1000 * _kimg(stage))
+    wanted: dict[Split, int] = {"train-normal": normal}
+    if config.objective.alpha:
+        wanted["train-abnormal"] = normal * stage.abnormal_batch // stage.batch
+    total = 0.0
+    for split, images in wanted.items():
+        shards = index.shards_of(split, stage.resolution)
+        total += images * sum(s.bytes for s in shards) / max(1, sum(s.samples for s in shards))
+    return sum(wanted.values()), total
+
+
+def _kimg(stage: Stage) -> float:
+    return stage.steady_kimg + (stage.fade_kimg if stage.resolution > 4 else 0.0)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.1f} min"

@@ -1,0 +1,95 @@
+"""How much memory a training step needs, found without running it.
+
+A step is traced on tensors that have shapes but no content, and every tensor that autograd keeps
+for a backward pass is counted once.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gan.model import Architecture
+from gan.networks import Discriminator, Generator, num_parameters, stage_resolution
+from gan.objective import r1_penalty
+
+_FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Memory of a training step in float32.
+
+    Attributes:
+        fixed_bytes: What does not depend on the batch: both networks, the average of G, gradients,
+            Adam's moments.
+        image_bytes: What each training image of a pass adds, the generated and the known abnormal
+            images that go with it included.
+    """
+
+    fixed_bytes: int
+    image_bytes: int
+
+    def total_bytes(self, images: int) -> int:
+        """Memory of a pass with so many training images."""
+        return self.fixed_bytes + images * self.image_bytes
+
+
+def step_memory(architecture: Architecture, stage: int, *, abnormal_share: float) -> StepMemory:
+    """Estimate the memory of a step with R1 at a stage, the largest there is.
+
+    Args:
+        architecture: What is trained.
+        stage: Stage of both networks, faded in half: both paths are kept then.
+        abnormal_share: Known abnormal images for each training image.
+    """
+    with torch.device("meta"):
+        networks = architecture.generator(), architecture.discriminator()
+    small, large = (
+        _kept_bytes(networks, architecture, stage, images=groups * architecture.group_size)
+        for groups in (1, 2)
+    )
+    # Scaled weights are kept as well, but only once: two sizes of batch tell them apart.
+    by_image = [(b - a) / architecture.group_size for a, b in zip(small, large, strict=True)]
+    once = [2 * a - b for a, b in zip(small, large, strict=True)]
+    penalised, judged, made = by_image
+    weights_g, weights_d = map(num_parameters, networks)
+    # G: weights, average, gradient, two moments; D: the same without the average.
+    fixed = _FLOAT_BYTES * (5 * weights_g + 4 * weights_d)
+    return StepMemory(
+        fixed_bytes=fixed + once[0] + once[2],
+        image_bytes=round(penalised + (1 + abnormal_share) * judged + made),
+    )
+
+
+def _kept_bytes(
+    networks: tuple[Generator, Discriminator],
+    architecture: Architecture,
+    stage: int,
+    *,
+    images: int,
+) -> tuple[int, int, int]:
+    """What autograd keeps for R1 on some images, for judging them, and for making them."""
+    generator, discriminator = networks
+    side, fade = stage_resolution(stage), 0.5 if stage else 1.0
+    kept: dict[int, Tensor] = {}
+    result = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: _keep(kept, x), lambda x: x):
+        shape = (images, architecture.channels, side, side)
+        real = torch.empty(shape, device="meta", requires_grad=True)
+        latent = torch.empty((images, architecture.latent_dim), device="meta")
+        for trace in (
+            lambda: r1_penalty(discriminator(real, stage, fade), real),
+            lambda: discriminator(real, stage, fade),
+            lambda: generator(latent, stage, fade),
+        ):
+            trace()
+            result.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+            kept.clear()
+    return result[0], result[1], result[2]
+
+
+def _keep(kept: dict[int, Tensor], tensor: Tensor) -> Tensor:
+    # By storage, because views share it; holding the tensor keeps the key from being used again.
+    kept[tensor.untyped_storage()._cdata] = tensor
+    return tensor

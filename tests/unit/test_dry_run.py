@@ -1,0 +1,131 @@
+"""The plan of a training run: memory without running, what does not fit, expected time."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from cluster import probe as probing
+from cluster.config import Config, load_config
+from cluster.dry_run import check_memory, expected_s
+from cluster.errors import UserError
+from cluster.probe import Probe, memory_of, probe
+from gan.memory import StepMemory, step_memory
+from gan.model import Architecture
+from tests.jobs import TINY
+
+ARCHITECTURE = Architecture(
+    resolution=64, channels=1, latent_dim=16, fmap_base=256, fmap_max=32, group_size=4
+)
+
+
+def _config(**overrides: Any) -> Config:
+    return load_config(None, TINY | {"cluster.num_workers": 1} | overrides)
+
+
+def _kept_bytes(run: Callable[[], object]) -> int:
+    """What autograd keeps in a run, tensors shared between operations counted once."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    parameters = [t for t in kept.values() if not isinstance(t, torch.nn.Parameter)]
+    return sum(t.untyped_storage().nbytes() for t in parameters)
+
+
+def test_estimate_is_what_a_real_pass_keeps() -> None:
+    stage, images = 3, 16
+    generator, discriminator = ARCHITECTURE.generator(), ARCHITECTURE.discriminator()
+    latent = torch.randn(images, ARCHITECTURE.latent_dim)
+    real = torch.rand(images, 1, 32, 32, requires_grad=True)
+
+    def with_r1() -> None:
+        logit = discriminator(real, stage, 0.5)
+        torch.autograd.grad(logit.sum(), real, create_graph=True)
+
+    others = _kept_bytes(lambda: discriminator(real, stage, 0.5))
+    kept = _kept_bytes(with_r1) + others + _kept_bytes(lambda: generator(latent, stage, 0.5))
+    found = step_memory(ARCHITECTURE, stage, abnormal_share=0.0)
+    assert images * found.image_bytes == pytest.approx(kept, rel=0.15)
+
+
+def test_known_abnormal_images_cost_what_a_judged_image_does() -> None:
+    shares = [step_memory(ARCHITECTURE, 3, abnormal_share=s).image_bytes for s in (0.0, 0.5, 1.0)]
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] - shares[1] == pytest.approx(shares[1] - shares[0], abs=1)
+
+
+def test_larger_stages_need_more_and_weights_count_whatever_the_stage() -> None:
+    memories = [step_memory(ARCHITECTURE, stage, abnormal_share=0.5) for stage in range(5)]
+    assert all(a.image_bytes < b.image_bytes for a, b in pairwise(memories))
+    weights = 5 * _size(ARCHITECTURE.generator()) + 4 * _size(ARCHITECTURE.discriminator())
+    assert all(memory.fixed_bytes >= weights for memory in memories)
+    assert memories[0].total_bytes(8) == memories[0].fixed_bytes + 8 * memories[0].image_bytes
+
+
+def _size(module: torch.nn.Module) -> int:
+    return sum(4 * parameter.numel() for parameter in module.parameters())
+
+
+def _found(memory_bytes: int, **step_s: float) -> Probe:
+    times = {int(name[1:]): value for name, value in step_s.items()}
+    return Probe(device="CPU", memory_bytes=memory_bytes, step_s=times)
+
+
+def test_what_does_not_fit_is_refused_with_the_number_that_does() -> None:
+    memories = [StepMemory(fixed_bytes=100, image_bytes=10)] * 3
+    check_memory(_config(), memories, _found(100 + 16 * 10))
+    with pytest.raises(UserError, match=r"4 pixels need .* set cluster.images_per_pass=14 or less"):
+        check_memory(_config(), memories, _found(100 + 15 * 10))
+    with pytest.raises(UserError, match=r"fewer feature maps \(networks.fmap_base"):
+        check_memory(_config(), memories, _found(100 + 10))
+
+
+def test_cutting_the_batch_makes_it_fit() -> None:
+    memories = [StepMemory(fixed_bytes=100, image_bytes=10)] * 3
+    check_memory(_config(**{"cluster.images_per_pass": 8}), memories, _found(100 + 8 * 10))
+
+
+def test_expected_time_is_steps_times_seconds() -> None:
+    # 0.16 kimg at 4 pixels, 0.32 at 8 and 0.48 at 16, in steps of 16 images.
+    config = _config()
+    assert expected_s(config, _found(1, x4=0.1, x8=0.2, x16=-1.0)) == pytest.approx(1 + 4 + 30)
+    assert expected_s(config, _found(1, x4=0.1, x8=0.2)) is None
+
+
+def test_probe_times_every_stage() -> None:
+    config = _config()
+    found = probe(config.model_dump(), channels=1, workers_per_node=2)
+    assert list(found.step_s) == [4, 8, 16]
+    assert all(0 < seconds < 5 for seconds in found.step_s.values())
+    assert found.memory_bytes > 2**28
+
+
+def test_probe_extrapolates_what_would_take_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0)
+
+    def step(*_: object) -> float:
+        clock.now += 9.0
+        return 2.0
+
+    monkeypatch.setattr(probing, "_step_s", step)
+    monkeypatch.setattr(probing.time, "monotonic", lambda: clock.now)
+    found = probe(_config().model_dump(), channels=1, workers_per_node=1)
+    assert found.step_s == {4: 2.0, 8: -8.0, 16: -32.0}
+
+
+def test_probe_does_not_touch_what_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config()
+    memories = memory_of(config, Architecture(**config.networks.model_dump(), channels=1))
+    limit = memories[1].total_bytes(16)
+    assert memories[0].total_bytes(16) <= limit < memories[2].total_bytes(16)
+    monkeypatch.setattr(probing, "_memory_bytes", lambda device: limit)
+    found = probe(config.model_dump(), channels=1, workers_per_node=1)
+    assert list(found.step_s) == [4, 8]
