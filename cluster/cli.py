@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import yaml
 
-from cluster.config import Config, Run, dump_config, load_config
+from cluster.config import PRESETS, Config, Run, dump_config, load_config
 from cluster.section import Section
 from data.store import Store
 
@@ -155,12 +155,13 @@ def parse(argv: Sequence[str]) -> tuple[str, Config]:
     """
     args = vars(_parser().parse_args(argv))
     name: str = args.pop("command")
-    path = args.pop("config") or _default_config(COMMANDS[name], args)
+    preset = args.pop("preset")
+    path = args.pop("config") or (None if preset else _default_config(COMMANDS[name], args))
     show, schema = args.pop("print_config"), args.pop("print_schema")
     if schema:
         print(json.dumps(Config.model_json_schema(), indent=1))
         raise SystemExit(0)
-    config = load_config(path, args)
+    config = load_config(path, args, preset=preset)
     if show:
         print(dump_config(config), end="")
         raise SystemExit(0)
@@ -198,6 +199,12 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument(field, metavar=metavar, help=_field_help(field))
         sub.add_argument(
             "--config", metavar="FILE", default=None, help="YAML file with these settings"
+        )
+        sub.add_argument(
+            "--preset",
+            choices=sorted(PRESETS, key=int),
+            default=None,
+            help="settings for a resolution in pixels, for what --config does not say",
         )
         for word, field in command.flags:
             text = _description(field)

@@ -5,6 +5,7 @@ with dotted overrides and reports mistakes by field path.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -244,17 +245,30 @@ class Config(Section):
         )
 
 
-def load_config(path: str | None = None, overrides: Mapping[str, Any] | None = None) -> Config:
+PRESETS = {path.stem: path for path in Path(__file__).with_name("presets").glob("*.yaml")}
+"""Files of settings by the resolution they are for."""
+
+
+def load_config(
+    path: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    preset: str | None = None,
+) -> Config:
     """Read a YAML file, apply dotted overrides, validate.
 
     Args:
         path: YAML file; None starts from the defaults.
         overrides: Values by dotted field path, such as {"objective.gamma": 0.7}.
+        preset: One of `PRESETS`, taken for what the file does not say.
 
     Raises:
         UserError: Naming each wrong field, its value, what is allowed, and the fix.
     """
-    tree = _read_yaml(path) if path else {}
+    tree = _read_yaml(str(PRESETS[preset])) if preset else {}
+    for section, fields in (_read_yaml(path) if path else {}).items():
+        whole = isinstance(fields, dict) and section in tree
+        tree[section] = tree[section] | fields if whole else fields
     for dotted, value in (overrides or {}).items():
         section, _, field = dotted.partition(".")
         branch = tree.setdefault(section, {})

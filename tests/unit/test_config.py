@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cluster.cli import COMMANDS, main, parse
-from cluster.config import Config, dump_config, load_config
+from cluster.config import PRESETS, Config, dump_config, load_config
 from cluster.errors import UserError
 
 
@@ -54,6 +54,26 @@ def test_settings_of_a_resolution_survive_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(dump_config(config))
     assert load_config(str(path)) == config
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_whole_configurations_of_their_resolution(preset: str) -> None:
+    _, config = parse(["train", "--preset", preset])
+    assert config.networks.resolution == int(preset)
+    assert config.stages()[-1].resolution == int(preset)
+    told = yaml.safe_load(PRESETS[preset].read_text())
+    assert config.schedule.final_kimg == told["schedule"]["final_kimg"]
+
+
+def test_file_goes_before_preset_and_word_before_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("schedule: {fade_kimg: 7, steady_kimg: 8}\n")
+    words = ["--preset", "64", "--config", str(path), "--schedule.steady_kimg", "9"]
+    _, config = parse(["train", *words])
+    preset = load_config(str(PRESETS["64"]))
+    assert (config.schedule.fade_kimg, config.schedule.steady_kimg) == (7, 9)
+    assert config.schedule.final_kimg == preset.schedule.final_kimg
+    assert config.networks == preset.networks
 
 
 def test_all_mistakes_are_told_at_once() -> None:
