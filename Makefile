@@ -1,6 +1,6 @@
 # Every target sets up what it needs. A fresh Debian needs: python3.11, python3-venv, make, git.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench venv clean
+.PHONY: help demo test test-faults check format bench venv clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where torch's wheels come from first. Empty: PyPI, whose Linux build carries CUDA (about 3 GB).
@@ -13,7 +13,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --no-input -c constraints.txt
 
 help: ## Show the targets and the variables
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 	@echo "PYTHON=$(PYTHON)  TORCH_INDEX=$(TORCH_INDEX) (empty for CUDA)  PYTEST_ARGS=$(PYTEST_ARGS)"
 
 demo: $(STAMP) ## Train and judge the method and its baseline on real digits, in about ten minutes
@@ -21,6 +21,9 @@ demo: $(STAMP) ## Train and judge the method and its baseline on real digits, in
 
 test: $(STAMP) ## Run all tests; select with PYTEST_ARGS='-k search'
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-faults: $(STAMP) ## Kill, cut and starve real training runs, in about twenty minutes
+	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 
 check: $(STAMP) ## Check format, lint, types and import directions
 	$(BIN)/ruff format --check .

@@ -1,92 +1,147 @@
 """What an exact resume needs, on disk: one file all ranks share, one file for each rank.
 
-Ray Train keeps the files of all ranks in one folder, moves it to the run's store, and hands the
-newest one back after a failure or when the same command is run again.
+A checkpoint is read back before it counts, and before it is used; see cluster.checkpoint_store.
 """
 
-import tempfile
-from pathlib import Path
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import ray.train
 import torch
+from torch import Tensor
 
-from cluster.errors import UserError
+from cluster.checkpoint_store import CheckpointStore, RefusedError, checkpoint_name
+from cluster.ranks import Ranks
 from gan.state import TrainingState
+from gan.step import NonFiniteError
 
-SCHEMA_VERSION = 1
 _SHARED = "state.pt"
 
 
-def report_checkpoint(
+@dataclass
+class Progress:
+    """What a run remembers besides its `TrainingState`, the same on all ranks.
+
+    Attributes:
+        position: Position of the data streams.
+        num_cuts: How often the learning rates were halved.
+        last_cut: Images seen where training went on after the last cut; None before any.
+    """
+
+    position: dict[str, int] = field(default_factory=lambda: {"normal": 0, "abnormal": 0})
+    num_cuts: int = 0
+    last_cut: int | None = None
+
+
+def save_checkpoint(
+    checkpoints: CheckpointStore,
     state: TrainingState,
-    position: dict[str, int],
+    progress: Progress,
     metrics: dict[str, float],
     *,
-    rank: int,
-    world_size: int,
+    ranks: Ranks,
+    note: Callable[[str], None],
 ) -> None:
-    """Save this rank's share of a checkpoint and hand it to Ray Train; all ranks must call it.
+    """Make everything so far durable; all ranks must call it.
 
     Args:
+        checkpoints: Where to.
         state: Training state of this rank.
-        position: Position of this rank's data streams.
-        metrics: Numbers to report with it.
-        rank: This rank.
-        world_size: Number of ranks.
+        progress: What else the run remembers.
+        metrics: Numbers to keep with it.
+        ranks: This rank among all.
+        note: Takes a line for people.
+
+    Raises:
+        NonFiniteError: If a number to be saved is not finite, on all ranks alike.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        if rank == 0:
-            shared = state.state_dict() | {
-                "schema_version": SCHEMA_VERSION,
-                "world_size": world_size,
-            }
-            torch.save(shared, Path(folder) / _SHARED)
-        own = {"latents": state.latent_state(), "position": position}
-        torch.save(own, Path(folder) / _rank_file(rank))
-        ray.train.report(
-            metrics | {"images_seen": state.images_seen},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-        )
+    name = checkpoint_name(num_cuts=progress.num_cuts, images_seen=state.images_seen)
+    shared = state.state_dict() | asdict(progress)
+    if not _is_finite(shared):
+        raise NonFiniteError(f"weights are not finite after {state.images_seen} images")
+    files = {}
+    if ranks.rank == 0:
+        files[_SHARED] = checkpoints.write(name, _SHARED, _saved(shared))
+    file = _rank_file(ranks.rank)
+    files[file] = checkpoints.write(name, file, _saved({"latents": state.latent_state()}))
+    listings = ranks.gather(files)
+    if ranks.rank == 0:
+        try:
+            checkpoints.finish(
+                name,
+                {file: digest for listing in listings for file, digest in listing.items()},
+                images_seen=state.images_seen,
+                world_size=ranks.world_size,
+                metrics=metrics,
+            )
+        except RefusedError as error:
+            note(f"checkpoint {name} does not count, the one before it stays: {error}")
 
 
 def restore_checkpoint(
-    state: TrainingState, *, rank: int, world_size: int
-) -> dict[str, int] | None:
-    """Load the checkpoint Ray Train offers into `state`.
+    checkpoints: CheckpointStore,
+    state: TrainingState,
+    *,
+    ranks: Ranks,
+    seed: int,
+    note: Callable[[str], None],
+) -> Progress:
+    """Load the newest checkpoint that can be used into `state`; all ranks must call it.
+
+    With as many ranks as wrote it the run goes on bit for bit. With another number the same images
+    follow, but each rank draws its latents anew.
+
+    Args:
+        checkpoints: Where from.
+        state: Training state of this rank, as training begins.
+        ranks: This rank among all.
+        seed: Seed of the run.
+        note: Takes a line for people.
 
     Returns:
-        Position of this rank's data streams; None if training starts from the beginning.
+        What else the run remembers; that of a new run where there is no checkpoint.
 
     Raises:
-        UserError: If the checkpoint is of another version or number of workers.
+        UserError: If there are checkpoints and none of them can be used.
     """
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return None
-    with checkpoint.as_directory() as folder:
-        shared = _load(Path(folder) / _SHARED)
-        if shared["schema_version"] != SCHEMA_VERSION:
-            raise UserError(
-                f"{checkpoint.path} has schema_version={shared['schema_version']}, this version "
-                f"reads {SCHEMA_VERSION}; resume with that version or take another run.dir"
+    # One rank decides, so that all take the same even where the store changes meanwhile.
+    found = ranks.gather(checkpoints.newest(note) if ranks.rank == 0 else None)[0]
+    if found is None:
+        return Progress()
+    name, manifest = found
+    shared = _loaded(checkpoints.read(name, _SHARED))
+    state.load_state_dict(shared)
+    if manifest.world_size == ranks.world_size:
+        own = _loaded(checkpoints.read(name, _rank_file(ranks.rank)))
+        state.load_latent_state(own["latents"])
+    else:
+        state.renew_latents(seed, ranks.rank)
+        if ranks.rank == 0:
+            note(
+                f"resumed with cluster.num_workers={ranks.world_size} after "
+                f"{manifest.world_size}: each image is still read once, but the latents drawn are "
+                "others, so the weights will not be bit for bit those of a run without the change"
             )
-        if shared["world_size"] != world_size:
-            raise UserError(
-                f"{checkpoint.path} was written by {shared['world_size']} workers; resume with "
-                f"cluster.num_workers={shared['world_size']}, not {world_size}"
-            )
-        state.load_state_dict(shared)
-        own = _load(Path(folder) / _rank_file(rank))
-    state.load_latent_state(own["latents"])
-    position: dict[str, int] = own["position"]
-    return position
+    return Progress(shared["position"], shared["num_cuts"], shared["last_cut"])
 
 
 def _rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.pt"
 
 
-def _load(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return content
+def _is_finite(tree: Any) -> bool:
+    if isinstance(tree, dict):
+        return all(_is_finite(value) for value in tree.values())
+    return not isinstance(tree, Tensor) or bool(tree.isfinite().all())
+
+
+def _saved(tree: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(tree, buffer)
+    return buffer.getvalue()
+
+
+def _loaded(payload: bytes) -> dict[str, Any]:
+    tree: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    return tree

@@ -90,8 +90,3 @@ def check_same_run(config: Config, old: Config, *, sections: tuple[str, ...] = I
                     f"run.dir={config.run.dir} holds a run with {section}.{field}="
                     f"{theirs[field]!r}, not {value!r}; choose another run.dir or the old value"
                 )
-    if config.cluster.num_workers != old.cluster.num_workers:
-        raise UserError(
-            f"run.dir={config.run.dir} was begun with cluster.num_workers="
-            f"{old.cluster.num_workers}, not {config.cluster.num_workers}; resume with as many"
-        )

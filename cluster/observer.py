@@ -65,17 +65,21 @@ class Observer:
     ) -> None:
         self._config = config
         self._run = run
-        self._state = state
         self._tracker = tracker
-        self._log = MetricsLog(run, state.images_seen)
-        self._sums: dict[str, list[Tensor]] = {}
-        self._wait_s = 0.0
         self._num_lost = 0
-        self._seen_before = state.images_seen
-        self._since = (time.monotonic(), state.images_seen)
+        self.rewind(state)
         source = torch.Generator().manual_seed(config.run.seed)
         self._latents = torch.randn(_NUM_SAMPLES, config.networks.latent_dim, generator=source)
         self._board = board
+
+    def rewind(self, state: TrainingState) -> None:
+        """Go on from a state; rows of what came after it are dropped."""
+        self._state = state
+        self._log = MetricsLog(self._run, state.images_seen)
+        self._sums: dict[str, list[Tensor]] = {}
+        self._wait_s = 0.0
+        self._since = (time.monotonic(), state.images_seen)
+        self._seen_before = state.images_seen
 
     def after_step(
         self, phase: Phase, stats: dict[str, Tensor], *, wait_s: float, num_lost: int
@@ -114,6 +118,7 @@ class Observer:
             "train/kimg": seen / 1000,
             "train/resolution": float(phase.resolution),
             "train/fade": phase.fade(min(seen, phase.end)),
+            "train/lr_factor": self._state.lr_factor,
             "train/images_per_s": (seen - self._since[1]) / elapsed_s,
             "data/wait_s": self._wait_s,
             "data/wait_share": self._wait_s / elapsed_s,

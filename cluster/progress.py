@@ -10,6 +10,8 @@ import ray
 from ray.train import UserCallback
 from tqdm import tqdm
 
+from cluster.errors import UserError
+
 _POLL_S = 0.5
 _LOG_INTERVAL_S = 10.0
 
@@ -33,6 +35,7 @@ class ProgressBoard:
         self._done = 0
         self._text = ""
         self._notes: list[str] = []
+        self._stopping = False
 
     def update(self, done: int, text: str) -> None:
         """Say how much is done, and what is being done."""
@@ -47,6 +50,14 @@ class ProgressBoard:
         notes, self._notes = self._notes, []
         return self._done, self._text, notes
 
+    def stop(self) -> None:
+        """Ask the worker to stop."""
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        """Whether it was asked to."""
+        return self._stopping
+
 
 class FailureNotes(UserCallback):
     """Tells the person who waits about each worker failure that Ray Train recovers from.
@@ -59,8 +70,14 @@ class FailureNotes(UserCallback):
         self._board = board
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train on its controller, whenever workers fail."""
+        """Called by Ray Train on its controller, whenever workers fail.
+
+        Raises:
+            UserError: If a worker did, because Ray Train ends a run at once when a callback fails.
+        """
         for rank, error in worker_exceptions.items():
+            if isinstance(error, UserError):
+                raise error
             reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
             self._board.note.remote(f"worker {rank} failed: {reason[0]}")
 

@@ -9,6 +9,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster import tracking
+from cluster.checkpoint_store import FOLDER, last_metrics
 from cluster.claims import check_dataset, check_places, check_same_run, check_shards
 from cluster.config import Config, dump_config, load_config
 from cluster.dry_run import dry_run
@@ -17,6 +18,7 @@ from cluster.inspection import calibrate
 from cluster.model_store import CARD
 from cluster.progress import FailureNotes, remote_progress
 from cluster.ray_session import ray_session
+from cluster.stopping import stop_on_sigterm
 from cluster.train_loop import schedule_of, train_worker
 from data.dataset import INDEX_NAME, DatasetIndex, load_index
 from data.errors import DataError
@@ -88,7 +90,7 @@ def claim_run(config: Config) -> None:
 
 def fit(
     config: Config, ref: tracking.RunRef, *, callbacks: list[Any] | None = None
-) -> ray.train.Result:
+) -> dict[str, float]:
     """Run the training workers until the schedule ends, resuming from the newest checkpoint.
 
     Args:
@@ -96,18 +98,29 @@ def fit(
         ref: Where rank 0 logs.
         callbacks: Ray Train callbacks, such as the one that reports to Ray Tune.
 
+    Returns:
+        Numbers reported with the last checkpoint.
+
     Raises:
         UserError: If a worker failed for a reason the user can mend.
+        KeyboardInterrupt: If it was told to stop, by Ctrl-C or by SIGTERM.
     """
-    with remote_progress("train", total=schedule_of(config)[-1].end, unit="image") as board:
+    total = schedule_of(config)[-1].end
+    with (
+        remote_progress("train", total=total, unit="image") as board,
+        stop_on_sigterm(board) as asked,
+    ):
         job = {"config": config.model_dump(), "tracking": asdict(ref), "board": board}
         try:
-            return _trainer(config, job, [FailureNotes(board), *(callbacks or [])]).fit()
+            _trainer(config, job, [FailureNotes(board), *(callbacks or [])]).fit()
         except TrainingFailedError as error:
             raise _cause(error) from error
         except SystemExit:
             # Ray Train turns Ctrl-C into a quiet exit; whoever called must see that it is not done.
             raise KeyboardInterrupt from None
+    if asked.is_set():
+        raise KeyboardInterrupt
+    return last_metrics(Store(config.run.dir))
 
 
 def _trainer(config: Config, job: dict[str, Any], callbacks: list[Any]) -> TorchTrainer:
@@ -117,14 +130,11 @@ def _trainer(config: Config, job: dict[str, Any], callbacks: list[Any]) -> Torch
         train_loop_config=job,
         scaling_config=_scaling(config),
         run_config=ray.train.RunConfig(
-            name="checkpoints",
+            # Ray keeps nothing here but a mark, by which it sees that all nodes reach the place.
+            name=FOLDER,
             storage_path=root,
-            # Arrow's own S3 writer loses data silently on some servers; ours goes through s3fs.
             storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem)),
             failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(
-                num_to_keep=config.cluster.keep_checkpoints
-            ),
             callbacks=callbacks,
         ),
     )
@@ -143,8 +153,8 @@ def _scaling(config: Config) -> ray.train.ScalingConfig:
 
 def _cause(error: TrainingFailedError) -> Exception:
     """The error of a worker that a person can act on, else the failure as Ray tells it."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    for failure in [*failures, getattr(error, "controller_failure", None)]:
         if isinstance(failure, UserError | DataError):
             return failure
     return error

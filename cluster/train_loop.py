@@ -9,11 +9,15 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.checkpoint import report_checkpoint, restore_checkpoint
+from cluster.checkpoint import Progress, restore_checkpoint, save_checkpoint
+from cluster.checkpoint_store import CheckpointStore
 from cluster.config import Config
 from cluster.model_store import save_model
 from cluster.quarantine import Quarantine
+from cluster.ranks import Ranks
+from cluster.rollback import RATE_CUT, check_second, rollback_note
 from cluster.schedule_config import Stage
+from cluster.stopping import StopFlag
 from data.dataset import DatasetIndex, load_index
 from data.reader import SplitReader
 from data.sample import Split
@@ -24,7 +28,7 @@ from gan.augment import AugmentSettings
 from gan.model import Architecture
 from gan.schedule import Phase, phase_at, phases
 from gan.state import Rates, TrainingState
-from gan.step import Execution, Objective
+from gan.step import Execution, NonFiniteError, Objective
 
 if TYPE_CHECKING:
     from cluster.observer import Observer
@@ -38,10 +42,15 @@ def train_worker(job: Mapping[str, Any]) -> None:
         job: `config` and `tracking` (plain values of `Config` and `cluster.tracking.RunRef`) and
             `board` (a `cluster.progress.ProgressBoard` actor).
     """
-    worker = Worker(Config.model_validate(job["config"]))
-    worker.observe(job["tracking"], job["board"])
+    worker = Worker(Config.model_validate(job["config"]), job["board"])
+    worker.observe(job["tracking"])
     while phase := phase_at(worker.schedule, worker.state.images_seen):
-        worker.train_phase(phase)
+        try:
+            if not worker.train_phase(phase):
+                worker.stop()
+                return
+        except NonFiniteError as error:
+            worker.roll_back(error)
     worker.finish()
 
 
@@ -50,11 +59,14 @@ class Worker:
 
     Args:
         config: Configuration of the run.
+        board: Actor that shows progress, a `cluster.progress.ProgressBoard`.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, board: Any) -> None:
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.ranks = Ranks(self.rank, self.world_size)
+        self.board = board
         self.device = ray.train.torch.get_device()
         # Ray sets one thread for each worker; use what was reserved.
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
@@ -73,20 +85,39 @@ class Worker:
         self.architecture = architecture_of(config, self.index)
         self.stages, self.schedule = config.stages(), schedule_of(config)
         self.objective = Objective(**config.objective.model_dump())
-        self.state = TrainingState(
-            self.architecture,
-            Rates(**config.optimizer.model_dump()),
-            seed=config.run.seed,
-            rank=self.rank,
-            device=self.device,
-            augment=AugmentSettings(**config.augment.model_dump()),
+        self.interval = round(config.cluster.checkpoint_kimg * 1000)
+        self.checkpoints = CheckpointStore(
+            self.run,
+            keep=config.cluster.keep_checkpoints,
+            identity={"seed": config.run.seed} | self.architecture.to_dict(),
         )
-        restored = restore_checkpoint(self.state, rank=self.rank, world_size=self.world_size)
-        self.position = restored or {"normal": 0, "abnormal": 0}
+        self.state, self.progress = self.restore()
+        self.saved_at = self.state.images_seen
+        self.stop_flag = StopFlag(board, self.ranks, self.device)
         self.observer: Observer | None = None
         self.validator: Validator | None = None
 
-    def observe(self, tracking: Mapping[str, Any], board: Any) -> None:
+    def restore(self) -> tuple[TrainingState, Progress]:
+        """The run as its newest checkpoint has it, or as it begins."""
+        seed = self.config.run.seed
+        state = TrainingState(
+            self.architecture,
+            Rates(**self.config.optimizer.model_dump(exclude={"precision"})),
+            seed=seed,
+            rank=self.rank,
+            device=self.device,
+            augment=AugmentSettings(**self.config.augment.model_dump()),
+        )
+        progress = restore_checkpoint(
+            self.checkpoints, state, ranks=self.ranks, seed=seed, note=self.note
+        )
+        return state, progress
+
+    def note(self, text: str) -> None:
+        """Leave a line for the person who waits."""
+        self.board.note.remote(text)
+
+    def observe(self, tracking: Mapping[str, Any]) -> None:
         """Start watching, on rank 0 only."""
         if self.rank > 0:
             return
@@ -95,14 +126,18 @@ class Worker:
         from cluster.tracking import RunRef, Tracker
 
         tracker = Tracker(RunRef(**tracking), self.run)
-        self.observer = Observer(self.config, self.run, tracker, board, self.state)
+        self.observer = Observer(self.config, self.run, tracker, self.board, self.state)
         if self.config.tracking.validation_images:
             from cluster.validation import Validator
 
             self.validator = Validator(self.config, self.index, self.device)
 
-    def train_phase(self, phase: Phase) -> None:
-        """Train until the phase ends, from wherever in it the state stands."""
+    def train_phase(self, phase: Phase) -> bool:
+        """Train until the phase ends, from wherever in it the state stands.
+
+        Returns:
+            Whether it has ended; otherwise somebody asked to stop.
+        """
         stage = self.stages[phase.stage]
         self.state.enter(
             phase,
@@ -113,9 +148,12 @@ class Worker:
         stream = self.open_stream(stage)
         try:
             while self.state.images_seen < phase.end:
+                if self.stop_flag.is_up():
+                    return False
                 self.train_batch(phase, stream)
         finally:
             stream.close()
+        return True
 
     def train_batch(self, phase: Phase, stream: BatchStream) -> None:
         """One step, what is to be said about it, and a checkpoint when one is due."""
@@ -127,12 +165,11 @@ class Worker:
         abnormal = None if batch.abnormal is None else normalise(batch.abnormal.to(self.device))
         images = self.stages[phase.stage].batch
         stats = self.state.step(phase, real, abnormal, self.objective, images=images)
-        self.position = stream.state()
+        self.progress.position = stream.state()
         if self.observer:
             num_lost = self.quarantine.num_images
             self.observer.after_step(phase, stats, wait_s=batch.wait_s, num_lost=num_lost)
-        interval = round(self.config.cluster.checkpoint_kimg * 1000)
-        seen = self.state.images_seen
+        seen, interval = self.state.images_seen, self.interval
         if seen // interval > (seen - images) // interval or seen >= self.schedule[-1].end:
             self.checkpoint(phase)
 
@@ -141,11 +178,57 @@ class Worker:
         metrics = {}
         if self.validator:
             metrics["validation_auroc"] = self.validator.auroc(self.state, phase)
+        self.save(metrics)
+        ray.train.report(metrics | {"images_seen": self.state.images_seen})
+
+    def save(self, metrics: dict[str, float]) -> None:
+        """Write a checkpoint, and the rows of metrics up to it."""
         if self.observer:
             self.observer.save(metrics)
-        report_checkpoint(
-            self.state, self.position, metrics, rank=self.rank, world_size=self.world_size
+        save_checkpoint(
+            self.checkpoints,
+            self.state,
+            self.progress,
+            metrics | {"images_seen": self.state.images_seen},
+            ranks=self.ranks,
+            note=self.note,
         )
+        self.saved_at = self.state.images_seen
+
+    def stop(self) -> None:
+        """Leave a checkpoint to go on from."""
+        if self.state.images_seen != self.saved_at:
+            self.save({})
+        if self.observer:
+            self.observer.close()
+
+    def roll_back(self, error: NonFiniteError) -> None:
+        """Go on from the last checkpoint with lower learning rates; all ranks call it alike.
+
+        Raises:
+            UserError: If that was done just before.
+        """
+        failed_at = self.state.images_seen
+        check_second(
+            error,
+            images_seen=failed_at,
+            last_cut=self.progress.last_cut,
+            interval=self.interval,
+        )
+        self.state, self.progress = self.restore()
+        self.state.scale_rates(RATE_CUT)
+        self.progress.num_cuts += 1
+        self.progress.last_cut = self.state.images_seen
+        factor = self.state.lr_factor
+        if self.observer:
+            self.observer.rewind(self.state)
+            self.note(
+                rollback_note(
+                    error, images_seen=failed_at, back_to=self.state.images_seen, factor=factor
+                )
+            )
+        # At once, so that a run stopped now goes on with the lower rates.
+        self.save({"lr_factor": factor})
 
     def finish(self) -> None:
         """Write the model, on rank 0 only."""
@@ -172,7 +255,7 @@ class Worker:
             else None,
             batch=stage.batch,
             abnormal_batch=stage.abnormal_batch,
-            at=self.position,
+            at=self.progress.position,
             part=Share(
                 world_size=self.world_size,
                 rank=self.rank,

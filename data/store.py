@@ -173,6 +173,14 @@ class Store:
             except FileNotFoundError:
                 return
 
+    def delete_folder(self, path: str) -> None:
+        """Delete a folder and all that lies in it; one that is not there is no error."""
+        with self._reaching("deleting", path) as (filesystem, location):
+            try:
+                filesystem.rm(location, recursive=True)
+            except FileNotFoundError:
+                return
+
     def delete_unfinished(self) -> None:
         """Delete what writers that were killed left in a local folder; nobody may be writing."""
         if self.is_local:

@@ -68,6 +68,7 @@ class TrainingState:
         self.optimizer_d = _adam(self.discriminator, rates.discriminator_lr)
         self.latents = torch.Generator().manual_seed(_rank_seed(seed, rank))
         self.augment = AdaptiveAugment(augment, self.latents)
+        self.rate_cut = 1.0
         self.images_seen = 0
         self.num_steps = 0
         self._execution = WHOLE
@@ -99,7 +100,7 @@ class TrainingState:
             (self.discriminator, self.optimizer_d, rates.discriminator_lr),
         ):
             network.activate(phase.stage, fading=phase.fading)
-            optimizer.param_groups[0]["lr"] = lr * lr_factor
+            optimizer.param_groups[0]["lr"] = lr * lr_factor * self.rate_cut
         self._wrapped = (wrap(self.generator), wrap(self.discriminator))
 
     def step(
@@ -160,6 +161,7 @@ class TrainingState:
             "images_seen": self.images_seen,
             "num_steps": self.num_steps,
             "augment_probability": self.augment.probability,
+            "rate_cut": self.rate_cut,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,6 +171,19 @@ class TrainingState:
         self.images_seen = state["images_seen"]
         self.num_steps = state["num_steps"]
         self.augment.probability = state["augment_probability"]
+        self.rate_cut = state["rate_cut"]
+
+    @property
+    def lr_factor(self) -> float:
+        """By what the learning rates differ from those training began with."""
+        return float(self.optimizer_g.param_groups[0]["lr"]) / self.rates.generator_lr
+
+    def scale_rates(self, factor: float) -> None:
+        """Multiply the learning rates of both networks from here on."""
+        self.rate_cut *= factor
+        for optimizer in (self.optimizer_g, self.optimizer_d):
+            for group in optimizer.param_groups:
+                group["lr"] *= factor
 
     def latent_state(self) -> Tensor:
         """Random state of this rank's latents and augmentation, an uint8 tensor."""
@@ -178,13 +193,22 @@ class TrainingState:
         """Continue this rank's latents from what `latent_state` returned."""
         self.latents.set_state(state)
 
+    def renew_latents(self, seed: int, rank: int) -> None:
+        """Draw this rank's latents from a seed of its own from here on.
+
+        Args:
+            seed: Seed of the weights.
+            rank: This rank.
+        """
+        self.latents.manual_seed(_rank_seed(seed, rank, self.images_seen))
+
 
 _STATEFUL = ("generator", "discriminator", "average", "optimizer_g", "optimizer_d")
 
 
-def _rank_seed(seed: int, rank: int) -> int:
-    # torch's CPU generator keeps the low 32 bits only, so both numbers must reach those.
-    digest = hashlib.sha256(f"{seed}:{rank}".encode()).digest()
+def _rank_seed(*numbers: int) -> int:
+    # torch's CPU generator keeps the low 32 bits only, so all numbers must reach those.
+    digest = hashlib.sha256(":".join(map(str, numbers)).encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
 

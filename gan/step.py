@@ -14,7 +14,7 @@ Augment = Callable[[Tensor], Tensor]
 
 
 class NonFiniteError(ArithmeticError):
-    """A gradient is infinite or not a number; the network concerned was not changed."""
+    """A loss or gradient is no longer finite; raised on all ranks alike, before weights change."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,9 +112,8 @@ def trial(point: dict[str, Any], *, config: Config, parent_run_id: str | None) -
     claim_run(chosen)
     ref = tracking.open_run(chosen, name=trial_id, parent_run_id=parent_run_id)
     last = fit(chosen, ref, callbacks=[TuneReportCallback()])
-    assert last.metrics is not None
     # Resumed after its last checkpoint, a trial trains nothing, but Tune needs its result.
-    ray_tune.report(last.metrics)
+    ray_tune.report(last)
 
 
 def _tuner(config: Config, parent: tracking.RunRef) -> ray_tune.Tuner:

@@ -1,12 +1,10 @@
 """The training command: what it leaves behind, and that a killed run ends like a straight one."""
 
 import json
-import re
 import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from cluster.config import load_config
 from cluster.train_loop import schedule_of
@@ -74,17 +72,14 @@ def _wait_for_checkpoint_in_last_fade(run_dir: Path, timeout_s: float = 180) -> 
     """Images seen at the checkpoint that a run killed now resumes from."""
     schedule = schedule_of(load_config(None, FADING))
     last_fade = next(p for p in schedule if p.resolution == 16 and p.fading)
-    # Ray notes a checkpoint here once it is whole, which may be after the next one has begun.
-    snapshot = run_dir / "checkpoints/checkpoint_manager_snapshot.json"
+    folder = run_dir / "checkpoints"
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        noted = re.findall(
-            r"checkpoint_\d[\d_.-]+", snapshot.read_text() if snapshot.exists() else ""
-        )
-        if noted:
-            state = torch.load(snapshot.parent / max(noted) / "state.pt", weights_only=True)
-            if last_fade.start < state["images_seen"] < last_fade.end:
-                return int(state["images_seen"])
+        # The last file of a checkpoint, by which it counts as whole.
+        if whole := sorted(folder.glob("checkpoint_*/checkpoint.json")):
+            images_seen = json.loads(whole[-1].read_text())["images_seen"]
+            if last_fade.start < images_seen < last_fade.end:
+                return int(images_seen)
         time.sleep(0.05)
     raise AssertionError("no checkpoint in the last fade")
 

@@ -1,0 +1,280 @@
+"""One rank trained in this process, with steps made to fail: what becomes of the run.
+
+Ray is not started; the few functions of it that a worker calls are replaced.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.train
+import ray.train.torch
+import torch
+from torch import Tensor
+
+import gan.state
+from cluster.checkpoint_store import MANIFEST
+from cluster.config import Config, load_config
+from cluster.errors import UserError
+from cluster.train_loop import train_worker
+from data.importers.surfaces import synthetic_surfaces
+from data.pack import pack
+from data.store import Store
+from gan.step import NonFiniteError
+from tests.jobs import TINY
+
+BATCH = 8
+SETTINGS = TINY | {
+    "networks.resolution": 8,
+    "networks.fmap_base": 8,
+    "networks.fmap_max": 4,
+    "schedule.batch": BATCH,
+    "schedule.abnormal_batch": 4,
+    "schedule.fade_kimg": 0.04,
+    "schedule.steady_kimg": 0.04,
+    "schedule.final_kimg": 0.08,
+    "cluster.num_workers": 1,
+    "cluster.checkpoint_kimg": 0.04,
+    "cluster.keep_checkpoints": 9,
+    "tracking.log_kimg": 0.008,
+    "tracking.sample_kimg": 100,
+}
+"""Twenty steps of eight images; a checkpoint every five steps."""
+
+Fail = Callable[[int], None]
+
+
+class KilledError(Exception):
+    """Stands for a worker that dies."""
+
+
+@dataclass
+class Board:
+    """Stands for the actor that a worker writes on."""
+
+    notes: list[str] = field(default_factory=list)
+    asked: bool = False
+
+    @property
+    def note(self) -> SimpleNamespace:
+        return SimpleNamespace(remote=self.notes.append)
+
+    @property
+    def update(self) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *_: None)
+
+    @property
+    def stopping(self) -> SimpleNamespace:
+        answer: Future[bool] = Future()
+        answer.set_result(self.asked)
+        return SimpleNamespace(remote=lambda: SimpleNamespace(future=lambda: answer))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
+    counts = {"num_train_normal": 24, "num_train_abnormal": 8, "num_validation": 2, "num_test": 2}
+    folder = str(tmp_path_factory.mktemp("data"))
+    samples = synthetic_surfaces(resolution=8, seed=1, **counts)
+    pack(samples, Store(folder), resolution=8, name="metal", seed=0, shard_samples=8)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr(ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray.train, "report", lambda _: None)
+    monkeypatch.setattr("cluster.stopping._POLL_S", 0.0)
+    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    num_threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Fail], None]:
+    """Makes the function given run before each training step, told how many ran before it."""
+    real_step = gan.state.training_step
+
+    def install(fail: Fail) -> None:
+        calls = iter(range(10_000))
+
+        def step(*args: Any, **how: Any) -> dict[str, Tensor]:
+            fail(next(calls))
+            return real_step(*args, **how)
+
+        monkeypatch.setattr(gan.state, "training_step", step)
+
+    return install
+
+
+def _at(*numbers: int, error: type[Exception] = NonFiniteError) -> Fail:
+    def fail(number: int) -> None:
+        if number in numbers:
+            raise error("loss_d is nan")
+
+    return fail
+
+
+def _config(dataset: str, run: Path) -> Config:
+    return load_config(None, SETTINGS | {"data.uri": dataset, "run.dir": str(run)})
+
+
+def _train(config: Config, board: Board | None = None) -> list[str]:
+    board, tracking = board or Board(), {"uri": "http://127.0.0.1:9", "run_id": None}
+    train_worker({"config": config.model_dump(), "tracking": tracking, "board": board})
+    return board.notes
+
+
+def _rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def _factors(run: Path) -> list[tuple[int, float]]:
+    """Images seen and learning rates, as a share of those configured, row by row."""
+    return [(int(r["images_seen"]), r["train/lr_factor"]) for r in _rows(run) if "train/kimg" in r]
+
+
+def _weights(run: Path) -> bytes:
+    return (run / "model/weights.safetensors").read_bytes()
+
+
+def _checkpoints(run: Path) -> list[str]:
+    return sorted(path.parent.name for path in run.glob(f"checkpoints/*/{MANIFEST}"))
+
+
+def test_run_goes_back_to_its_last_checkpoint_and_on_with_half_the_rates(
+    dataset: str, tmp_path: Path, failing: Callable[[Fail], None]
+) -> None:
+    failing(_at(7))
+    (note,) = _train(_config(dataset, tmp_path))
+    assert "diverged at 0.056 kimg: loss_d is nan; it goes on from 0.04 kimg with 0.5" in note
+    seen = range(BATCH, 160 + BATCH, BATCH)
+    assert _factors(tmp_path) == [(n, 1.0 if n <= 40 else 0.5) for n in seen]
+    cut = [r for r in _rows(tmp_path) if r.keys() == {"images_seen", "time_ms", "train/lr_factor"}]
+    assert [(r["images_seen"], r["train/lr_factor"]) for r in cut] == [(40, 0.5)]
+    assert _checkpoints(tmp_path) == [
+        "checkpoint_000_000000000040",
+        *(f"checkpoint_001_{n:012d}" for n in (40, 80, 120, 160)),
+    ]
+
+
+def test_run_without_a_checkpoint_goes_back_to_the_beginning(
+    dataset: str, tmp_path: Path, failing: Callable[[Fail], None]
+) -> None:
+    failing(_at(3))
+    (note,) = _train(_config(dataset, tmp_path))
+    assert "goes on from 0 kimg" in note
+    assert _factors(tmp_path) == [(n, 0.5) for n in range(BATCH, 160 + BATCH, BATCH)]
+
+
+@pytest.mark.parametrize("second", [8, 12])
+def test_second_time_within_an_interval_ends_the_run(
+    dataset: str, tmp_path: Path, failing: Callable[[Fail], None], second: int
+) -> None:
+    # The cut is at 40 images, so steps 8 to 12 begin with 40 to 72 images seen.
+    failing(_at(7, second))
+    with pytest.raises(UserError, match=r"diverged again, .* lower optimizer\.generator_lr"):
+        _train(_config(dataset, tmp_path))
+    assert not (tmp_path / "model").exists()
+
+
+def test_second_time_after_an_interval_cuts_again(
+    dataset: str, tmp_path: Path, failing: Callable[[Fail], None]
+) -> None:
+    failing(_at(7, 13))
+    first, second = _train(_config(dataset, tmp_path))
+    assert "0.5 times" in first
+    assert "goes on from 0.08 kimg with 0.25 times" in second
+    assert _factors(tmp_path)[-1] == (160, 0.25)
+
+
+@pytest.mark.parametrize("killed_at", [9, 14])
+def test_run_killed_after_the_cut_ends_like_one_that_was_not(
+    dataset: str, tmp_path: Path, failing: Callable[[Fail], None], killed_at: int
+) -> None:
+    straight, killed = _config(dataset, tmp_path / "a"), _config(dataset, tmp_path / "b")
+    failing(_at(7))
+    _train(straight)
+
+    def fail_and_die(number: int) -> None:
+        _at(7)(number)
+        _at(killed_at, error=KilledError)(number)
+
+    failing(fail_and_die)
+    with pytest.raises(KilledError):
+        _train(killed)
+    failing(lambda _: None)
+    assert _train(killed) == []
+    assert _weights(tmp_path / "b") == _weights(tmp_path / "a")
+    assert _factors(tmp_path / "b") == _factors(tmp_path / "a")
+
+
+def test_weights_spoilt_by_a_step_are_in_no_checkpoint(
+    dataset: str, tmp_path: Path, failing: Callable[[Fail], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[gan.state.TrainingState] = []
+    real_enter = gan.state.TrainingState.enter
+    monkeypatch.setattr(
+        gan.state.TrainingState,
+        "enter",
+        lambda self, *args, **how: (states.append(self), real_enter(self, *args, **how))[1],
+    )
+
+    def spoil(number: int) -> None:
+        if number == 7:
+            next(states[-1].average.parameters()).data.fill_(float("nan"))
+
+    failing(spoil)
+    (note,) = _train(_config(dataset, tmp_path))
+    assert "weights are not finite after 80 images; it goes on from 0.04 kimg" in note
+    for path in tmp_path.glob("checkpoints/*/state.pt"):
+        saved = torch.load(path, weights_only=True)
+        assert all(value.isfinite().all() for value in saved["average"].values())
+
+
+@pytest.mark.parametrize("stopped_at", [0, 7, 9, 12])
+def test_run_told_to_stop_saves_what_it_has_and_ends_like_one_that_was_not(
+    dataset: str, tmp_path: Path, failing: Callable[[Fail], None], stopped_at: int
+) -> None:
+    straight, stopped = _config(dataset, tmp_path / "a"), _config(dataset, tmp_path / "b")
+    _train(straight)
+    board = Board()
+
+    def ask(number: int) -> None:
+        board.asked = number == stopped_at
+
+    failing(ask)
+    _train(stopped, board)
+    assert not (tmp_path / "b/model").exists()
+    seen = (stopped_at + 1) * BATCH
+    assert _checkpoints(tmp_path / "b")[-1] == f"checkpoint_000_{seen:012d}"
+    assert _rows(tmp_path / "b")[-1]["images_seen"] == seen
+    failing(lambda _: None)
+    _train(stopped)
+    assert _weights(tmp_path / "b") == _weights(tmp_path / "a")
+    assert _factors(tmp_path / "b") == _factors(tmp_path / "a")
+
+
+def test_run_told_to_stop_where_it_begins_writes_nothing(dataset: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        _train(_config(dataset, tmp_path), Board(asked=True))
+        assert _checkpoints(tmp_path) == []
+
+
+def test_run_told_to_stop_where_it_was_resumed_leaves_that_checkpoint_alone(
+    dataset: str, tmp_path: Path, failing: Callable[[Fail], None]
+) -> None:
+    failing(_at(6, error=KilledError))
+    with pytest.raises(KilledError):
+        _train(_config(dataset, tmp_path))
+    (folder,) = (tmp_path / "checkpoints").glob("checkpoint_*")
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    _train(_config(dataset, tmp_path), Board(asked=True))
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert len(_checkpoints(tmp_path)) == 1
