@@ -57,9 +57,8 @@ def save_checkpoint(
         NonFiniteError: If a number to be saved is not finite, on all ranks alike.
     """
     name = checkpoint_name(num_cuts=progress.num_cuts, images_seen=state.images_seen)
+    check_finite(state)
     shared = state.state_dict() | asdict(progress)
-    if not _is_finite(shared):
-        raise NonFiniteError(f"weights are not finite after {state.images_seen} images")
     files = {}
     if ranks.rank == 0:
         files[_SHARED] = checkpoints.write(name, _SHARED, _saved(shared))
@@ -77,6 +76,12 @@ def save_checkpoint(
             )
         except RefusedError as error:
             note(f"checkpoint {name} does not count, the one before it stays: {error}")
+
+
+def check_finite(state: TrainingState) -> None:
+    """Raise `NonFiniteError`, on all ranks alike, if a number of the state is not finite."""
+    if not _is_finite(state.state_dict()):
+        raise NonFiniteError(f"weights are not finite after {state.images_seen} images")
 
 
 def restore_checkpoint(

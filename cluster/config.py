@@ -89,8 +89,6 @@ class Optimizer(Section):
     """Learning rate of D, per step."""
     ema_half_life_kimg: float = Field(2.0, gt=0, le=10_000)
     """Half-life of the moving average of G's weights, in kimg."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of the convolutions; statistics, losses and steps with R1 are float32 always."""
 
 
 class Augment(Section):
@@ -159,6 +157,8 @@ class Cluster(Section):
     """GPUs reserved for each worker or actor."""
     images_per_pass: int = Field(0, ge=0, le=65_536)
     """Training images that a worker computes at once; larger batches are cut; 0: all, in images."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Numbers of the convolutions; statistics, losses and steps with R1 are float32 always."""
     dry_run: bool = False
     """Only print the plan of a training run, with memory and time from a short probe, and stop."""
     max_failures: int = Field(3, ge=-1, le=1000)
@@ -170,7 +170,7 @@ class Cluster(Section):
 
 
 class Tracking(Section):
-    """MLflow."""
+    """MLflow, and what is measured while a model trains."""
 
     uri: str = Field("", max_length=4096)
     """Tracking URI; empty means SQLite in the run directory."""
@@ -181,7 +181,19 @@ class Tracking(Section):
     sample_kimg: float = Field(10.0, gt=0, le=100_000)
     """Images between two grids of generated images, in kimg."""
     validation_images: int = Field(0, ge=0, le=1_000_000)
-    """Validation images searched at every checkpoint for an AUROC curve; 0 for none, in images."""
+    """Validation images searched at checkpoints and stage ends for an AUROC; 0: none, in images."""
+    keep_best: bool = False
+    """Whether the finished model is the best one by that AUROC instead of the last, yes or no."""
+    swd_images: int = Field(256, ge=0, le=65_536)
+    """Training images compared with as many generated ones then (SWD); 0: none, in images."""
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> "Tracking":
+        if self.keep_best and not self.validation_images:
+            raise ValueError(
+                "keep_best=True needs validation_images above 0, by which models are compared"
+            )
+        return self
 
 
 class Tune(Section):

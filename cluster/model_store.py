@@ -1,4 +1,4 @@
-"""The finished model in a run directory: `model/weights.safetensors` and `model/model.json`."""
+"""Models in a run directory: a folder each, with `weights.safetensors` and `model.json`."""
 
 import hashlib
 import json
@@ -18,8 +18,10 @@ from gan.networks import Discriminator, Generator
 
 SCHEMA_VERSION = 1
 NORMALISATION = "x / 127.5 - 1"
-CARD = "model/model.json"
-_WEIGHTS = "model/weights.safetensors"
+MODEL = "model"
+"""Folder of the finished model."""
+CARD = f"{MODEL}/model.json"
+_WEIGHTS = "weights.safetensors"
 
 
 class Calibration(BaseModel):
@@ -57,6 +59,7 @@ class ModelCard(BaseModel):
     images_seen: int
     weights_sha256: str
     calibration: Calibration | None
+    validation_auroc: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,12 @@ def save_model(
     *,
     objective: ObjectiveConfig,
     images_seen: int,
+    folder: str = MODEL,
+    validation_auroc: float | None = None,
 ) -> None:
     """Write weights, then model.json, so that a model with a card is whole."""
     weights = weights_to_bytes(generator, discriminator)
-    run.write_bytes(_WEIGHTS, weights)
+    run.write_bytes(f"{folder}/{_WEIGHTS}", weights)
     card = ModelCard(
         schema_version=SCHEMA_VERSION,
         code_version=__version__,
@@ -104,53 +109,64 @@ def save_model(
         images_seen=images_seen,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         calibration=None,
+        validation_auroc=validation_auroc,
     )
-    save_card(run, card)
+    save_card(run, card, folder)
 
 
-def save_card(run: Store, card: ModelCard) -> None:
+def copy_model(run: Store, source: str, target: str) -> None:
+    """Copy the model in one folder of a run directory to another one, its card last."""
+    run.write_bytes(f"{target}/{_WEIGHTS}", run.read_bytes(f"{source}/{_WEIGHTS}"))
+    save_card(run, load_card(run, source), target)
+
+
+def save_card(run: Store, card: ModelCard, folder: str = MODEL) -> None:
     """Write model.json."""
-    run.write_bytes(CARD, card.model_dump_json(indent=1).encode())
+    run.write_bytes(_card(folder), card.model_dump_json(indent=1).encode())
 
 
-def load_card(run: Store) -> ModelCard:
+def load_card(run: Store, folder: str = MODEL) -> ModelCard:
     """Read model.json.
 
     Raises:
         UserError: If it is missing, damaged, or from a newer version.
     """
-    if not run.exists(CARD):
+    path = _card(folder)
+    if not run.exists(path):
         raise UserError(
             f"{run.uri} holds no trained model; run `python -m cluster train` with this run.dir"
         )
     try:
-        content: dict[str, Any] = json.loads(run.read_bytes(CARD))
+        content: dict[str, Any] = json.loads(run.read_bytes(path))
         if content.get("schema_version") != SCHEMA_VERSION:
             raise UserError(
-                f"{run.url(CARD)} has schema_version={content.get('schema_version')}, "
+                f"{run.url(path)} has schema_version={content.get('schema_version')}, "
                 f"this version reads {SCHEMA_VERSION}; use the version that wrote it"
             )
         return ModelCard.model_validate(content)
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError, ValidationError) as error:
-        raise UserError(f"{run.url(CARD)} is damaged ({error}); train again") from None
+        raise UserError(f"{run.url(path)} is damaged ({error}); train again") from None
 
 
-def load_model(run: Store) -> Model:
+def load_model(run: Store, folder: str = MODEL) -> Model:
     """Read a model.
 
     Raises:
         UserError: If it is missing, damaged, or from a newer version.
     """
-    card = load_card(run)
+    card = load_card(run, folder)
+    path = f"{folder}/{_WEIGHTS}"
     try:
-        weights = run.read_bytes(_WEIGHTS)
+        weights = run.read_bytes(path)
         if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
-            raise UserError(
-                f"{run.url(_WEIGHTS)} does not match its sha256 in model.json; train again"
-            )
+            raise UserError(f"{run.url(path)} does not match its sha256 in model.json; train again")
         networks = networks_from_bytes(Architecture.from_dict(card.architecture), weights)
     except (DataError, UserError):
         raise
     except ValueError as error:
         raise UserError(f"{run.uri}: {error}; train again") from None
     return Model(card, *networks)
+
+
+def _card(folder: str) -> str:
+    return f"{folder}/model.json"

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.assessment import Assessor, fade_of
 from cluster.config import Config
 from cluster.errors import UserError
+from cluster.metrics import Gauges
 from cluster.pictures import grid, to_uint8
+from cluster.progress import summary
+from cluster.rank_meter import due
 from cluster.tracking import METRICS, SAMPLES, Tracker
 from data.sample import encode_png
 from data.store import Store
@@ -58,98 +62,114 @@ class Observer:
         tracker: Where metrics and pictures go besides.
         board: Actor that shows progress, a `cluster.progress.ProgressBoard`.
         state: Training state of rank 0.
+        assessor: Measures how good the model is.
     """
 
     def __init__(
-        self, config: Config, run: Store, tracker: Tracker, board: Any, state: TrainingState
+        self,
+        config: Config,
+        run: Store,
+        tracker: Tracker,
+        board: Any,
+        state: TrainingState,
+        assessor: Assessor,
     ) -> None:
         self._config = config
         self._run = run
         self._tracker = tracker
-        self._num_lost = 0
-        self.rewind(state)
+        self._assessor = assessor
+        self._quality: dict[str, float] = {}
+        self._gauges = Gauges(run.uri)
         source = torch.Generator().manual_seed(config.run.seed)
         self._latents = torch.randn(_NUM_SAMPLES, config.networks.latent_dim, generator=source)
         self._board = board
+        self.rewind(state)
 
     def rewind(self, state: TrainingState) -> None:
         """Go on from a state; rows of what came after it are dropped."""
         self._state = state
         self._log = MetricsLog(self._run, state.images_seen)
         self._sums: dict[str, list[Tensor]] = {}
-        self._wait_s = 0.0
-        self._since = (time.monotonic(), state.images_seen)
-        self._seen_before = state.images_seen
+        self._board.start.remote(state.images_seen)
 
     def after_step(
-        self, phase: Phase, stats: dict[str, Tensor], *, wait_s: float, num_lost: int
+        self,
+        phase: Phase,
+        stats: dict[str, Tensor],
+        measured: dict[str, float] | None,
+        *,
+        images: int,
     ) -> None:
         """Note one step; log a row and draw a grid when due.
 
         Args:
             phase: Current phase.
             stats: Statistics of the step.
-            wait_s: How long it waited for its data, in seconds.
-            num_lost: Images this rank could not read so far.
+            measured: More metrics by name where a row is due, else None.
+            images: Training images of the step over all ranks.
 
         Raises:
             UserError: If a statistic is no longer finite.
         """
-        self._num_lost = num_lost
         for name, value in stats.items():
             self._sums.setdefault(name, []).append(value)
-        self._wait_s += wait_s
-        if self._due(self._config.tracking.log_kimg):
-            self._write_row(phase)
-        if self._due(self._config.tracking.sample_kimg) or self._state.images_seen >= phase.end:
-            self._draw(phase)
-        self._seen_before = self._state.images_seen
-
-    def _due(self, interval_kimg: float) -> bool:
-        interval = max(1, round(interval_kimg * 1000))
+        if measured is not None:
+            self._write_row(phase, measured)
         seen = self._state.images_seen
-        return seen // interval > self._seen_before // interval
+        if due(self._config.tracking.sample_kimg, seen, images) or seen >= phase.end:
+            self._draw(phase)
 
-    def _write_row(self, phase: Phase) -> None:
-        now, seen = time.monotonic(), self._state.images_seen
-        elapsed_s = max(now - self._since[0], 1e-9)
+    def assess(self, phase: Phase) -> dict[str, float]:
+        """Measure the model as it is now and log a row of that; returns the metrics by name.
+
+        Raises:
+            UserError: If one of them is not finite.
+        """
+        found = self._assessor.measure(self._state, phase)
+        self._quality |= found
+        row = {f"train/{name}": value for name, value in found.items()}
+        _check_finite(row, self._state.images_seen)
+        if row:
+            self.log(row)
+        return found
+
+    def _write_row(self, phase: Phase, measured: dict[str, float]) -> None:
+        seen = self._state.images_seen
         row = {f"train/{k}": float(torch.stack(v).mean()) for k, v in self._sums.items()}
         row |= {
             "train/kimg": seen / 1000,
             "train/resolution": float(phase.resolution),
-            "train/fade": phase.fade(min(seen, phase.end)),
+            "train/fade": fade_of(self._state, phase),
             "train/lr_factor": self._state.lr_factor,
-            "train/images_per_s": (seen - self._since[1]) / elapsed_s,
-            "data/wait_s": self._wait_s,
-            "data/wait_share": self._wait_s / elapsed_s,
-            "data/lost_images": float(self._num_lost),
         }
+        row |= measured
         _check_finite(row, seen)
-        self._tracker.row(self._log.append(seen, row))
-        text = f"train {phase.resolution}px fade {row['train/fade']:.2f}"
-        self._board.update.remote(seen, text)
-        self._sums, self._wait_s, self._since = {}, 0.0, (now, seen)
+        self.log(row)
+        self._board.update.remote(seen, *summary(row, self._quality))
+        self._sums = {}
+
+    def log(self, row: dict[str, float]) -> None:
+        """Add a row of metrics by name."""
+        self._tracker.row(self._log.append(self._state.images_seen, row))
+        self._gauges.set(row)
 
     @torch.no_grad()
     def _draw(self, phase: Phase) -> None:
-        fade = phase.fade(min(self._state.images_seen, phase.end))
         latents = self._latents.to(self._state.device)
-        images = self._state.average(latents, phase.stage, fade)
+        images = self._state.average(latents, phase.stage, fade_of(self._state, phase))
         path = f"{SAMPLES}{self._state.images_seen / 1000:07.1f}-kimg-{phase.resolution}px.png"
         picture = encode_png(grid(to_uint8(images), _SAMPLE_COLUMNS))
         self._run.write_bytes(path, picture)
         self._tracker.picture(path, picture)
 
-    def save(self, metrics: dict[str, float]) -> None:
-        """Note the metrics of a checkpoint and make all rows so far durable."""
-        if metrics:
-            row = {f"train/{name}": value for name, value in metrics.items()}
-            self._tracker.row(self._log.append(self._state.images_seen, row))
+    def save(self) -> None:
+        """Make all rows so far durable."""
         self._log.save()
 
     def close(self) -> None:
         """Save and send what is left."""
         self._log.save()
+        self._gauges.close()
         self._tracker.close(timeout_s=10.0)
 
 

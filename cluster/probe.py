@@ -89,7 +89,7 @@ def _step_s(config: Config, state: TrainingState, number: int, channels: int) ->
     abnormal = torch.rand(stage.abnormal_batch // workers, *shape, device=state.device)
     objective = Objective(**config.objective.model_dump())
     phase = Phase(number, False, 0, 1)
-    dtype = getattr(torch, config.optimizer.precision)
+    dtype = getattr(torch, config.cluster.precision)
     state.enter(phase, lambda net: net, execution=Execution(num_parts=stage.num_parts, dtype=dtype))
     times = []
     # The first step warms up; the second has R1, the others have not.

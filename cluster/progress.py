@@ -3,7 +3,8 @@
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
@@ -33,22 +34,28 @@ class ProgressBoard:
 
     def __init__(self) -> None:
         self._done = 0
-        self._text = ""
+        self._start: int | None = None
+        self._text = ("", "")
         self._notes: list[str] = []
         self._stopping = False
 
-    def update(self, done: int, text: str) -> None:
-        """Say how much is done, and what is being done."""
-        self._done, self._text = done, text
+    def start(self, done: int) -> None:
+        """Say how much was done before, at the first start and after each failure."""
+        self._done = self._start = done
+
+    def update(self, done: int, text: str, numbers: str) -> None:
+        """Say how much is done, what is being done, and how it goes."""
+        self._done, self._text = done, (text, numbers)
 
     def note(self, text: str) -> None:
         """Leave a line for the person who waits."""
         self._notes.append(text)
 
-    def read(self) -> tuple[int, str, list[str]]:
-        """Amount done, text, and the notes not read before."""
+    def read(self) -> tuple[int, int | None, tuple[str, str], list[str]]:
+        """Amount done, text and numbers; a start and notes if they were not read before."""
+        start, self._start = self._start, None
         notes, self._notes = self._notes, []
-        return self._done, self._text, notes
+        return self._done, start, self._text, notes
 
     def stop(self) -> None:
         """Ask the worker to stop."""
@@ -57,6 +64,26 @@ class ProgressBoard:
     def stopping(self) -> bool:
         """Whether it was asked to."""
         return self._stopping
+
+
+def summary(row: Mapping[str, float], quality: Mapping[str, float]) -> tuple[str, str]:
+    """What a progress line says of training: what is being done, and how it goes.
+
+    Args:
+        row: Newest row of metrics.
+        quality: Newest results of assessments by name; those that were never made are left out.
+    """
+    text = f"train {row['train/resolution']:.0f}px fade {row['train/fade']:.2f}"
+    parts = {
+        "loss_d": f"{row['train/loss_d']:.2f}",
+        "D(real)": f"{row['train/logit_real']:+.2f}",
+        "D(fake)": f"{row['train/logit_fake']:+.2f}",
+    }
+    if "swd" in quality:
+        parts["swd"] = f"{quality['swd']:.0f}"
+    if "validation_auroc" in quality:
+        parts["auroc"] = f"{quality['validation_auroc']:.3f}"
+    return text, " ".join(f"{name} {value}" for name, value in parts.items())
 
 
 class FailureNotes(UserCallback):
@@ -108,11 +135,27 @@ def _show(board: Any, bar: "tqdm[Any]", stop: threading.Event) -> None:
         # Once more after the end: the last update may have come since the last look.
         last = stop.wait(_POLL_S)
         try:
-            done, text, notes = ray.get(board.read.remote(), timeout=10)
+            done, start, text, notes = ray.get(board.read.remote(), timeout=10)
         except ray.exceptions.RayError:
             continue
         for note in notes:
             tqdm.write(note, file=sys.stderr)
-        if text:
-            bar.set_description(text, refresh=False)
-        bar.update(done - bar.n)
+        show(bar, done, start, text)
+
+
+def show(bar: "tqdm[Any]", done: int, start: int | None, text: tuple[str, str]) -> None:
+    """Bring a bar up to date; speed and time left count only what was done since the start.
+
+    Args:
+        bar: The bar.
+        done: Amount done.
+        start: Amount done before, if work has started, or started again, since the last call.
+        text: What is being done, and how it goes; empty if nobody has said so yet.
+    """
+    if start is not None:
+        bar.initial = bar.n = bar.last_print_n = start
+        bar.last_print_t = time.time()
+    if text[0]:
+        bar.set_description(text[0], refresh=False)
+        bar.set_postfix_str(text[1], refresh=False)
+    bar.update(done - bar.n)

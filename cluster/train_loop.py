@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 import ray.train
 import ray.train.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cluster.checkpoint import Progress, restore_checkpoint, save_checkpoint
+from cluster.best_model import finish_with_best
+from cluster.checkpoint import Progress, check_finite, restore_checkpoint, save_checkpoint
 from cluster.checkpoint_store import CheckpointStore
 from cluster.config import Config
 from cluster.model_store import save_model
 from cluster.quarantine import Quarantine
+from cluster.rank_meter import RankMeter, due
 from cluster.ranks import Ranks
 from cluster.rollback import RATE_CUT, check_second, rollback_note
 from cluster.schedule_config import Stage
@@ -32,7 +34,6 @@ from gan.step import Execution, NonFiniteError, Objective
 
 if TYPE_CHECKING:
     from cluster.observer import Observer
-    from cluster.validation import Validator
 
 
 def train_worker(job: Mapping[str, Any]) -> None:
@@ -70,7 +71,7 @@ class Worker:
         self.device = ray.train.torch.get_device()
         # Ray sets one thread for each worker; use what was reserved.
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-        self.dtype = getattr(torch, config.optimizer.precision)
+        self.dtype = getattr(torch, config.cluster.precision)
         self.config = config
         self.run = Store(config.run.dir)
         dataset = Store(config.data.uri)
@@ -84,8 +85,8 @@ class Worker:
         self.quarantine = Quarantine(self.run, self.rank)
         self.architecture = architecture_of(config, self.index)
         self.stages, self.schedule = config.stages(), schedule_of(config)
+        self.stage_ends = {phase.stage: phase.end for phase in self.schedule}
         self.objective = Objective(**config.objective.model_dump())
-        self.interval = round(config.cluster.checkpoint_kimg * 1000)
         self.checkpoints = CheckpointStore(
             self.run,
             keep=config.cluster.keep_checkpoints,
@@ -94,15 +95,15 @@ class Worker:
         self.state, self.progress = self.restore()
         self.saved_at = self.state.images_seen
         self.stop_flag = StopFlag(board, self.ranks, self.device)
+        self.meter = RankMeter(self.device, self.world_size, self.state.images_seen)
         self.observer: Observer | None = None
-        self.validator: Validator | None = None
 
     def restore(self) -> tuple[TrainingState, Progress]:
         """The run as its newest checkpoint has it, or as it begins."""
         seed = self.config.run.seed
         state = TrainingState(
             self.architecture,
-            Rates(**self.config.optimizer.model_dump(exclude={"precision"})),
+            Rates(**self.config.optimizer.model_dump()),
             seed=seed,
             rank=self.rank,
             device=self.device,
@@ -122,15 +123,19 @@ class Worker:
         if self.rank > 0:
             return
         # Here, because what they need takes seconds to load and no other process uses it.
+        from cluster.assessment import Assessor
         from cluster.observer import Observer
         from cluster.tracking import RunRef, Tracker
 
+        assessor = Assessor(
+            self.config,
+            self.index,
+            self.architecture,
+            self.device,
+            lambda resolution: self.open_split("train-normal", resolution, lanes=1),
+        )
         tracker = Tracker(RunRef(**tracking), self.run)
-        self.observer = Observer(self.config, self.run, tracker, self.board, self.state)
-        if self.config.tracking.validation_images:
-            from cluster.validation import Validator
-
-            self.validator = Validator(self.config, self.index, self.device)
+        self.observer = Observer(self.config, self.run, tracker, self.board, self.state, assessor)
 
     def train_phase(self, phase: Phase) -> bool:
         """Train until the phase ends, from wherever in it the state stands.
@@ -166,25 +171,39 @@ class Worker:
         images = self.stages[phase.stage].batch
         stats = self.state.step(phase, real, abnormal, self.objective, images=images)
         self.progress.position = stream.state()
-        if self.observer:
-            num_lost = self.quarantine.num_images
-            self.observer.after_step(phase, stats, wait_s=batch.wait_s, num_lost=num_lost)
-        seen, interval = self.state.images_seen, self.interval
-        if seen // interval > (seen - images) // interval or seen >= self.schedule[-1].end:
+        self.watch(phase, stats, wait_s=batch.wait_s)
+        seen = self.state.images_seen
+        if due(self.config.cluster.checkpoint_kimg, seen, images) or seen >= self.schedule[-1].end:
             self.checkpoint(phase)
+        elif seen >= self.stage_ends[phase.stage]:
+            self.assess(phase)
+
+    def watch(self, phase: Phase, stats: dict[str, Tensor], *, wait_s: float) -> None:
+        """Tell rank 0's observer of a step; all ranks meet where it writes a row."""
+        self.meter.note(wait_s)
+        seen, images, measured = self.state.images_seen, self.stages[phase.stage].batch, None
+        if due(self.config.tracking.log_kimg, seen, images):
+            lost = {"data/lost_images": float(self.quarantine.num_images)}
+            measured = self.meter.measure(seen) | lost
+        if self.observer:
+            self.observer.after_step(phase, stats, measured, images=images)
+
+    def assess(self, phase: Phase) -> dict[str, float]:
+        """Measure how good the model is, on rank 0; elsewhere there are no metrics."""
+        # All ranks look, so that they go back together.
+        check_finite(self.state)
+        return self.observer.assess(phase) if self.observer else {}
 
     def checkpoint(self, phase: Phase) -> None:
         """Make everything so far durable, on all ranks."""
-        metrics = {}
-        if self.validator:
-            metrics["validation_auroc"] = self.validator.auroc(self.state, phase)
+        metrics = self.assess(phase)
         self.save(metrics)
         ray.train.report(metrics | {"images_seen": self.state.images_seen})
 
     def save(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint, and the rows of metrics up to it."""
         if self.observer:
-            self.observer.save(metrics)
+            self.observer.save()
         save_checkpoint(
             self.checkpoints,
             self.state,
@@ -213,15 +232,17 @@ class Worker:
             error,
             images_seen=failed_at,
             last_cut=self.progress.last_cut,
-            interval=self.interval,
+            interval=round(self.config.cluster.checkpoint_kimg * 1000),
         )
         self.state, self.progress = self.restore()
         self.state.scale_rates(RATE_CUT)
         self.progress.num_cuts += 1
         self.progress.last_cut = self.state.images_seen
+        self.meter = RankMeter(self.device, self.world_size, self.state.images_seen)
         factor = self.state.lr_factor
         if self.observer:
             self.observer.rewind(self.state)
+            self.observer.log({"train/lr_factor": factor})
             self.note(
                 rollback_note(
                     error, images_seen=failed_at, back_to=self.state.images_seen, factor=factor
@@ -234,14 +255,15 @@ class Worker:
         """Write the model, on rank 0 only."""
         if self.observer is None:
             return
-        save_model(
-            self.run,
-            self.architecture,
-            self.state.average,
-            self.state.discriminator,
-            objective=self.config.objective,
-            images_seen=self.state.images_seen,
-        )
+        if not (self.config.tracking.keep_best and finish_with_best(self.run)):
+            save_model(
+                self.run,
+                self.architecture,
+                self.state.average,
+                self.state.discriminator,
+                objective=self.config.objective,
+                images_seen=self.state.images_seen,
+            )
         self.observer.close()
 
     def open_stream(self, stage: Stage) -> BatchStream:

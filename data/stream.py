@@ -202,3 +202,16 @@ def _fill_with_another(
             reason = str(error)
         else:
             return
+
+
+def read_images(reader: SplitReader, numbers: range) -> torch.Tensor:
+    """Read images outside any stream, [N, C, H, W] uint8; others replace what cannot be read.
+
+    Raises:
+        DataError: what the reader raises.
+    """
+    payloads = reader.payloads(numbers)
+    images: NDArray[np.uint8] = np.empty((len(numbers), *reader.shape), np.uint8)
+    for row, reason in _fill(images, range(len(numbers)), payloads, reader):
+        _fill_with_another(images, row, payloads[row][0], reader, reason)
+    return torch.from_numpy(images)

@@ -37,7 +37,11 @@ TINY = {
 }
 """A run of about ten seconds beyond the start of Ray."""
 
-FADING = TINY | {"schedule.fade_kimg": 1.6, "cluster.checkpoint_kimg": 0.4}
+FADING = TINY | {
+    "schedule.fade_kimg": 1.6,
+    "cluster.checkpoint_kimg": 0.4,
+    "tracking.validation_images": 16,
+}
 """Longer, with several checkpoints in the last fade, so that a kill falls into it."""
 
 

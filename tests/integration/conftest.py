@@ -1,9 +1,13 @@
 """What integration tests share: a packed data set, a model trained on it, and S3 servers."""
 
+import contextlib
+import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from tests.ceph_server import INSTALL, CephServer, missing_programs
 from tests.jobs import FADING, TINY, flags, run_cli
@@ -19,13 +23,44 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_dir(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with a trained, calibrated model, made by `python -m cluster train`."""
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run directory, and the page that Prometheus would have read while it was made."""
     folder = tmp_path_factory.mktemp("run") / "tiny"
     words = flags(FADING | {"data.uri": dataset, "run.dir": folder})
-    status, output = run_cli(["train", *words])
+    with _scraping("blemish_swd") as pages:
+        # By default a worker hands its metrics on every ten seconds.
+        status, output = run_cli(["train", *words], env={"RAY_metrics_report_interval_ms": "500"})
     assert status == 0, output
-    return folder
+    return folder, pages[-1]
+
+
+@pytest.fixture(scope="session")
+def run_dir(trained: tuple[Path, str]) -> Path:
+    """A run directory with a trained, calibrated model, made by `python -m cluster train`."""
+    return trained[0]
+
+
+@contextlib.contextmanager
+def _scraping(wanted: str) -> Iterator[list[str]]:
+    """Read the metrics page of a Ray in this process until it names a metric or the block ends."""
+    pages, over = [""], threading.Event()
+
+    def read() -> None:
+        while wanted not in pages[-1] and not over.wait(0.5):
+            # Ray comes and goes while the block runs, and its port opens later than it does.
+            with contextlib.suppress(Exception):
+                (node,) = ray.nodes()
+                url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+                with urllib.request.urlopen(url, timeout=5) as answer:
+                    pages.append(answer.read().decode())
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield pages
+    finally:
+        over.set()
+        thread.join()
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The training command: what it leaves behind, and that a killed run ends like a straight one."""
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import load_config
+from cluster.metrics import meaning
 from cluster.train_loop import schedule_of
 from gan.schedule import phase_at
 from tests.jobs import FADING, flags, kill_tree, run_cli, start_cli
@@ -17,12 +19,49 @@ def test_run_directory_holds_what_the_contract_says(run_dir: Path) -> None:
     assert (run_dir / "model/weights.safetensors").is_file()
     assert card["calibration"]["threshold"] > 0
     assert load_config(str(run_dir / "config.yaml")).run.dir == str(run_dir)
-    rows = [json.loads(line) for line in _lines(run_dir)]
-    assert rows[-1]["train/resolution"] == 16
-    told = {"train/loss_d", "train/logit_abnormal", "data/wait_s"}
-    assert all(told <= row.keys() for row in rows)
-    assert any("train/r1" in row for row in rows)
     assert list((run_dir / "checkpoints").glob("checkpoint_*/state.pt"))
+
+
+def test_rows_tell_how_training_goes(run_dir: Path) -> None:
+    rows = [json.loads(line) for line in _lines(run_dir)]
+    steps = [row for row in rows if "train/loss_d" in row]
+    assert steps[-1]["train/resolution"] == 16
+    assert any("train/r1" in row for row in steps)
+    told = {"train/logit_abnormal", "data/wait_s", "data/lost_images", "train/memory_gib"}
+    for row in steps:
+        assert told <= row.keys()
+        assert row["ranks/wait_share_min"] <= row["ranks/wait_share_max"]
+        assert 0 < row["ranks/images_per_s_min"] <= row["train/images_per_s"]
+        assert row["ranks/memory_gib_max"] >= 0.99 * row["train/memory_gib"] > 0.1
+    names = {name for row in rows for name in row} - {"images_seen", "time_ms"}
+    assert [name for name in names if not meaning(name)] == []
+
+
+def test_quality_is_measured_at_each_checkpoint_and_stage_end(run_dir: Path) -> None:
+    rows = [json.loads(line) for line in _lines(run_dir)]
+    measured = {row["images_seen"]: row for row in rows if "train/swd" in row}
+    schedule = schedule_of(load_config(None, FADING))
+    ends = {phase.stage: phase.end for phase in schedule}
+    assert list(measured) == sorted({*ends.values(), *range(400, ends[2], 400)})
+    for stage, end in ends.items():
+        assert f"train/swd_{4 << stage}" in measured[end]
+        assert 0 <= measured[end]["train/validation_auroc"] <= 1
+    final = [row["train/best_auroc"] for row in measured.values() if "train/best_auroc" in row]
+    aurocs = [row["train/validation_auroc"] for row in list(measured.values())[-len(final) :]]
+    assert final == list(itertools.accumulate(aurocs, max))
+    best = json.loads((run_dir / "best/model.json").read_text())
+    assert best["validation_auroc"] == final[-1]
+    last = json.loads((run_dir / "model/model.json").read_text())
+    assert last["images_seen"] == ends[2]
+
+
+def test_prometheus_can_read_the_metrics(trained: tuple[Path, str]) -> None:
+    run_dir, page = trained
+    lines = [line for line in page.splitlines() if line.startswith("ray_blemish_")]
+    values = {line.partition("{")[0]: float(line.rpartition(" ")[2]) for line in lines}
+    assert values["ray_blemish_resolution"] in (4, 8, 16)
+    assert values["ray_blemish_swd"] > 0
+    assert all(f'run="{run_dir}"' in line for line in lines)
 
 
 def test_finished_run_is_not_trained_again(dataset: Path, run_dir: Path) -> None:
@@ -89,7 +128,7 @@ def _lines(run_dir: Path) -> list[str]:
 
 
 def _metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl without what depends on the clock."""
-    clock = {"time_ms", "train/images_per_s", "data/wait_s", "data/wait_share"}
+    """Rows of metrics.jsonl without what depends on the clock and the machine."""
+    clock = ("time_ms", "train/images_per_s", "train/memory_gib", "data/wait_", "ranks/")
     rows = [json.loads(line) for line in _lines(run_dir)]
-    return [{name: value for name, value in row.items() if name not in clock} for row in rows]
+    return [{n: value for n, value in row.items() if not n.startswith(clock)} for row in rows]

@@ -21,6 +21,7 @@ from cluster.errors import UserError
         ({"objective.alpha": -0.1}, "objective.alpha=-0.1: input should be greater than or equal"),
         ({"networks.resolution": 48}, "networks.resolution=48: input should be 4, 8, 16"),
         ({"search.window": 4}, "window=4 must be odd"),
+        ({"tracking.keep_best": True}, "keep_best=True needs validation_images above 0"),
         ({"schedule.batch": 6}, "schedule.batch=6 must be a multiple of cluster.num_workers"),
         ({"schedule.at": {32: {"batch": 6}}}, "schedule.at.32.batch=6 must be a multiple"),
         ({"schedule.at": {48: {}}}, "schedule.at.48=48: input should be 4, 8, 16"),

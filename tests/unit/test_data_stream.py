@@ -16,7 +16,7 @@ from data.reader import Loss, SplitReader
 from data.sample import Sample, Split, encode_png
 from data.shard_cache import ShardCache
 from data.store import Store
-from data.stream import BatchStream, Share, normalise
+from data.stream import BatchStream, Share, normalise, read_images
 
 NUM_NORMAL, NUM_ABNORMAL = 22, 7
 Packed = tuple[Store, DatasetIndex]
@@ -187,6 +187,28 @@ def test_image_of_the_wrong_size_or_no_image_gives_way_to_the_next(
     assert any("not a PNG image" in loss.reason for loss in losses)
     assert any("image is 4x4" in loss.reason for loss in losses)
     assert run() == (values, losses)
+
+
+def test_images_read_outside_a_stream_are_those_of_the_stream_losses_replaced(
+    untouched, monkeypatch
+) -> None:
+    decode = SplitReader.decode
+
+    def spoiled(self, number, payload):
+        image = decode(self, number, payload)
+        if image[0, 0, 0] == lost:
+            raise DataError("spoiled")
+        return image
+
+    lost = _values(_reader(untouched), range(1))[0]
+    monkeypatch.setattr(SplitReader, "decode", spoiled)
+    reader = _reader(untouched, max_bad_fraction=0.5)
+    images = read_images(reader, range(8))
+    stream = BatchStream(_reader(untouched, max_bad_fraction=0.5), None, batch=8)
+    assert torch.equal(images, stream.next_batch().normal)
+    stream.close()
+    assert images.shape == (8, 1, 8, 8)
+    assert [loss.reason for loss in reader.losses] == ["spoiled"]
 
 
 def test_a_store_that_does_not_answer_is_no_loss(untouched, monkeypatch) -> None:

@@ -65,6 +65,10 @@ class Board:
         return SimpleNamespace(remote=self.notes.append)
 
     @property
+    def start(self) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *_: None)
+
+    @property
     def update(self) -> SimpleNamespace:
         return SimpleNamespace(remote=lambda *_: None)
 

@@ -1,0 +1,86 @@
+"""What each rank measures of itself between two rows of metrics, and the extremes over all ranks.
+
+One slow loader or one GPU that is nearly full shows on no other rank: all of them wait for the
+slowest. So the ranks meet for a few numbers whenever a row is due.
+"""
+
+import resource
+import time
+
+import torch
+import torch.distributed
+
+
+def due(interval_kimg: float, images_seen: int, batch: int) -> bool:
+    """Whether the step of `batch` images that led to `images_seen` reached a new interval."""
+    interval = max(1, round(interval_kimg * 1000))
+    return images_seen // interval > (images_seen - batch) // interval
+
+
+class RankMeter:
+    """Time waited for data, speed and memory of this rank since the last row.
+
+    Args:
+        device: Where this rank trains.
+        world_size: Number of ranks.
+        images_seen: Images all ranks have seen so far.
+    """
+
+    def __init__(self, device: torch.device, world_size: int, images_seen: int) -> None:
+        self._device, self._world_size = device, world_size
+        self._wait_s = 0.0
+        self._since = (time.monotonic(), images_seen)
+
+    def note(self, wait_s: float) -> None:
+        """Add how long a step waited for its data, in seconds."""
+        self._wait_s += wait_s
+
+    def measure(self, images_seen: int) -> dict[str, float]:
+        """What was measured since the last call; all ranks must call it after the same step.
+
+        Args:
+            images_seen: Images all ranks have seen so far.
+
+        Returns:
+            Values of this rank by name of the metric; with several ranks also the extremes over
+            them, under ranks/.
+        """
+        now = time.monotonic()
+        elapsed_s = max(now - self._since[0], 1e-9)
+        images_per_s = (images_seen - self._since[1]) / elapsed_s
+        wait_share, memory_gib = self._wait_s / elapsed_s, _memory_bytes(self._device) / 2**30
+        row = {
+            "train/images_per_s": images_per_s,
+            "train/memory_gib": memory_gib,
+            "data/wait_s": self._wait_s,
+            "data/wait_share": wait_share,
+        }
+        if self._world_size > 1:
+            own = images_per_s / self._world_size
+            wait_max, wait_negated, slowest, memory_max = largest(
+                [wait_share, -wait_share, -own, memory_gib], self._device
+            )
+            row |= {
+                "ranks/wait_share_max": wait_max,
+                "ranks/wait_share_min": -wait_negated,
+                "ranks/images_per_s_min": -slowest,
+                "ranks/memory_gib_max": memory_max,
+            }
+        self._wait_s, self._since = 0.0, (now, images_seen)
+        return row
+
+
+def largest(values: list[float], device: torch.device) -> list[float]:
+    """The largest of each value over all ranks, each of which must call this with as many."""
+    # float32, because not every device has more.
+    shared = torch.tensor(values, dtype=torch.float32, device=device)
+    torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
+    return [float(value) for value in shared]
+
+
+def _memory_bytes(device: torch.device) -> int:
+    """Most memory so far: of tensors on a GPU, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    # Linux counts it in KiB.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
