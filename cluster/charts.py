@@ -14,7 +14,13 @@ from sklearn.metrics import roc_curve
 _NUM_BINS = 40
 _SIZE_INCHES = (5.2, 2.9)
 # Colours that stand apart for colour-blind readers and on light and dark pages alike.
-_COLORS = {"normal": "#3b82c4", "abnormal": "#e07b1f", "unlabelled": "#808890"}
+_COLORS = {
+    "normal": "#3b82c4",
+    "abnormal": "#e07b1f",
+    "unlabelled": "#808890",
+    "training": "#808890",
+    "known abnormal": "#e07b1f",
+}
 # matplotlib knows no `currentColor`: this stands for it until the SVG is written.
 _INK = "#010203"
 # matplotlib types its settings as a union of hundreds of literals.

@@ -116,6 +116,16 @@ COMMANDS = {
         ("run", "inspect"),
         continues=True,
     ),
+    "audit": Command(
+        "cluster.audit:audit",
+        """Find out how many of the training images called normal are not, and which.
+
+        Scores the training images with the finished model, one shard a unit of work like inspect.
+        run.dir/audit holds suspects.csv (most suspicious first), audit.html and audit.json: the
+        estimate of the contamination, and the gamma and alpha it asks for.""",
+        ("run", "data", "audit", "inspect", "cluster"),
+        continues=True,
+    ),
     "doctor": Command(
         "cluster.doctor:doctor",
         """Check what a job would need: versions, Ray, the data set, the store, MLflow.

@@ -17,6 +17,7 @@ from cluster.schedule_config import AtResolution, Resolution, Schedule, Stage
 from cluster.section import Section
 from data.augment import Symmetry
 from data.errors import DataError
+from data.sample import Split
 from data.store import Store
 from gan.augment import LARGEST_PROBABILITY, Transform
 
@@ -136,12 +137,19 @@ class Inspect(Section):
 
     dir: Location = Field("", max_length=4096)
     """Output directory, not used to calibrate; empty means <run.dir>/inspection/<split>."""
-    split: Literal["validation", "test"] = "test"
-    """Split of the data set to inspect."""
+    split: Split = "test"
+    """Split of the data set to inspect; validation calibrates."""
     false_positive_rate: float = Field(0.05, gt=0, lt=1)
     """Share of normal images that may be called abnormal, fitted on validation, a fraction."""
     num_maps: int = Field(200, ge=0, le=10_000_000)
     """Images of each shard, at most, whose map and pictures are written, in images."""
+
+
+class Audit(Section):
+    """What is shown of the images called normal."""
+
+    num_shown: int = Field(60, ge=1, le=5_000)
+    """Most suspicious images on the page, in images."""
 
 
 class Cluster(Section):
@@ -222,6 +230,7 @@ class Config(Section):
     augment: Augment = Augment()
     search: Search = Search()
     inspect: Inspect = Inspect()
+    audit: Audit = Audit()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
     tune: Tune = Tune()

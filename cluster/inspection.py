@@ -136,12 +136,15 @@ def calibration_for(config: Config) -> Calibration:
     return calibration
 
 
-def inspect_split(config: Config, calibration: Calibration | None) -> dict[str, Any]:
+def inspect_split(
+    config: Config, calibration: Calibration | None, *, tiles_apart: bool = False
+) -> dict[str, Any]:
     """Score all shards of `inspect.split` that are not finished yet.
 
     Args:
         config: Configuration.
         calibration: What turns scores into decisions; None leaves them open.
+        tiles_apart: Whether tiles count as images of their own.
 
     Returns:
         The manifest.
@@ -162,6 +165,7 @@ def inspect_split(config: Config, calibration: Calibration | None) -> dict[str, 
         calibration=calibration,
         num_maps=config.inspect.num_maps,
         num_threads=max(1, int(config.cluster.cpus_per_worker)),
+        tiles_apart=tiles_apart,
     )
     _claim(job, card)
     shards = index.shards_of(config.inspect.split)

@@ -43,6 +43,7 @@ class Job:
         calibration: What turns scores into decisions; None while calibrating.
         num_maps: Images of each shard, at most, that get pictures.
         num_threads: CPU threads of an actor.
+        tiles_apart: Whether tiles count as images of their own, as they do in training.
     """
 
     run: Store
@@ -53,6 +54,7 @@ class Job:
     calibration: Calibration | None
     num_maps: int
     num_threads: int
+    tiles_apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ class Inspector:
         batch = self.job.search.batch
         chunks = [samples[i : i + batch] for i in range(0, len(samples), batch)]
         scored = [image for chunk in chunks for image in self._search(chunk)]
-        found, failed = assemble_images(scored)
+        found, failed = (scored, []) if self.job.tiles_apart else assemble_images(scored)
         if self.job.calibration:
             self._decide(found, self.job.calibration)
             self._draw(unit, found, self.job.calibration)

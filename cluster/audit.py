@@ -1,0 +1,117 @@
+"""The command `audit`: how many of the training images called normal are not, and which.
+
+The finished model scores the images it was trained on, shard by shard as in any inspection
+(`cluster.inspection`), so a stopped audit is continued by running it again.
+"""
+
+import contextlib
+import json
+import re
+
+import pandas as pd
+
+from cluster.audit_page import render
+from cluster.config import Config
+from cluster.errors import UserError
+from cluster.findings import Findings, advice, find, headline
+from cluster.inspection import calibration_for, inspect_split
+from cluster.inspection_files import MANIFEST, inspection_store, read_failed, read_scores
+from cluster.ray_session import ray_session
+from cluster.suspects import hidden_truth, rank_suspects, to_csv
+from cluster.tracking import log_results
+from data.dataset import DatasetIndex, load_index
+from data.sample import Split
+from data.store import Store
+
+SUSPECTS = "suspects.csv"
+PAGE = "audit.html"
+SUMMARY = "audit.json"
+
+_SPLITS: tuple[Split, ...] = ("validation", "train-normal", "train-abnormal")
+
+
+def audit(config: Config) -> int:
+    """Audit the training images of a run; the command `audit`.
+
+    Raises:
+        UserError: If the model is not calibrated, or too few images could be scored.
+    """
+    index = load_index(Store(config.data.uri))
+    tables = score_splits(config, index)
+    validation, out = tables["validation"], audit_store(config)
+    normal = validation[validation["label"] == "normal"]
+    suspects = rank_suspects(tables["train-normal"], normal["score"])
+    known = pd.concat([tables["train-abnormal"], validation[validation["label"] == "abnormal"]])
+    mixed_in = hidden_truth(index, suspects, validation)
+    try:
+        found = find(suspects, normal, known, mixed_in, seed=config.run.seed)
+    except ValueError as error:
+        raise UserError(f"cannot audit {config.data.uri}: {error}") from None
+    num_failed = len(read_failed(out.child("train-normal")))
+    scores = {"training": suspects, "normal": normal, "known abnormal": known}
+    page = render(config, found, scores, mixed_in=mixed_in, num_failed=num_failed)
+    _write(config, out, found, suspects, page)
+    print(f"{headline(found)}\n{advice(found, config.objective)}")
+    if found.truth:
+        print(
+            f"precision at c of the ranking: {found.truth.precision:.3f} "
+            f"({found.truth.contamination:.1%} were mixed in on purpose)"
+        )
+    print(f"suspects: {out.url(SUSPECTS)}\naudit: {out.url(PAGE)}")
+    return 0
+
+
+def audit_store(config: Config) -> Store:
+    """Where an audit writes."""
+    return Store(config.run.dir).child("audit")
+
+
+def score_splits(config: Config, index: DatasetIndex) -> dict[Split, pd.DataFrame]:
+    """Score validation and both training splits, as far as that is not done yet.
+
+    Returns:
+        Scores by split; a split without images has no rows.
+    """
+    calibration = calibration_for(config)
+    in_tiles = index.mode == "tiles"
+    jobs = {split: _job(config, split, in_tiles=in_tiles) for split in _SPLITS}
+    wanted = [split for split in _SPLITS if index.shards_of(split)]
+    tables: dict[Split, pd.DataFrame] = {}
+    with contextlib.ExitStack() as stack:
+        if not all(inspection_store(jobs[split]).exists(MANIFEST) for split in wanted):
+            # One cluster for all splits; each would else start its own.
+            cluster = config.cluster
+            stack.enter_context(ray_session(cluster.num_actors * cluster.cpus_per_worker))
+        for split in wanted:
+            # Those in the place of the calibration are scored as it scores them: undecided.
+            decide = calibration if jobs[split].inspect.dir else None
+            inspect_split(jobs[split], decide, tiles_apart=in_tiles)
+            tables[split] = read_scores(inspection_store(jobs[split]))
+    empty = tables["validation"].head(0)
+    return {split: tables.get(split, empty) for split in _SPLITS}
+
+
+def _job(config: Config, split: Split, *, in_tiles: bool) -> Config:
+    """Where a split is scored.
+
+    Whole validation images were scored when the model was calibrated. Tiles are scored anew, as
+    images of their own: the contamination of a training set of tiles is one in tiles.
+    """
+    is_done = split == "validation" and not in_tiles
+    place = "" if is_done else audit_store(config).url(split)
+    chosen = config.inspect.model_copy(update={"split": split, "dir": place})
+    return config.model_copy(update={"inspect": chosen})
+
+
+def _write(config: Config, out: Store, found: Findings, suspects: pd.DataFrame, page: str) -> None:
+    files = {
+        SUSPECTS: to_csv(suspects),
+        PAGE: page.encode(),
+        SUMMARY: (json.dumps(found.to_dict(), indent=1) + "\n").encode(),
+    }
+    for path, payload in files.items():
+        out.write_bytes(path, payload)
+    for path in sorted(set(re.findall(r'(?:src|href)="(train-normal/maps/[^"]+)"', page))):
+        files[path] = out.read_bytes(path)
+    metrics = {f"audit/{name}": value for name, value in found.numbers().items()}
+    log_results(config, metrics, {f"audit/{path}": payload for path, payload in files.items()})

@@ -1,0 +1,39 @@
+"""The audit of a run: all training images once, restartable, in the files that are promised."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from data.dataset import load_index
+from data.store import Store
+from tests.jobs import flags, run_cli
+
+
+def test_audit_ranks_every_training_image_and_does_nothing_twice(
+    dataset: Path, run_dir: Path
+) -> None:
+    # Settings of the search come from the run; pictures are made of the few that are shown.
+    words = flags({"run.dir": run_dir, "audit.num_shown": 8, "inspect.num_maps": 2})
+    status, output = run_cli(["audit", *words])
+    assert status == 0, output
+    index = load_index(Store(str(dataset)))
+    suspects = pd.read_csv(run_dir / "audit/suspects.csv")
+    assert len(suspects) == suspects["key"].nunique() == index.num_samples("train-normal")
+    assert suspects["score"].is_monotonic_decreasing
+    summary = json.loads((run_dir / "audit/audit.json").read_text())
+    assert summary["num_known_abnormal"] == index.num_samples("train-abnormal") + 40
+    assert summary["num_validation_normal"] == 40
+    # The built-in set mixes defects in on purpose, and tells.
+    assert summary["true_contamination"] == 0.2
+    assert f"precision at c of the ranking: {summary['precision_at_c']:.3f}" in output
+    page = (run_dir / "audit/audit.html").read_text()
+    assert page.count("<article") == 8
+
+    written = {path: path.stat().st_mtime_ns for path in run_dir.glob("audit/*/scores/*")}
+    assert len(written) == len(index.shards_of("train-normal") + index.shards_of("train-abnormal"))
+    (run_dir / "audit/audit.html").unlink()
+    status, output = run_cli(["audit", *words])
+    assert status == 0, output
+    assert (run_dir / "audit/audit.html").read_text() == page
+    assert {path: path.stat().st_mtime_ns for path in written} == written
