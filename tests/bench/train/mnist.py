@@ -1,0 +1,242 @@
+"""Quality on MNIST, digit by digit, beside AnoGAN and textbook detectors.
+
+`PYTHONPATH=. python tests/bench/train/mnist.py` trains and judges every model for each normal digit
+and contamination, prints the mean AUROC over the digits and writes tests/bench/results/mnist.json.
+Kinds of anomaly: the five next digits contaminate the training images and are labelled in part
+(seen), the other four never (unseen). Every model gets the same images and labels.
+
+A cell (digit, contamination, model) is one line of tests/bench/results/mnist_cells.jsonl; cells
+that stand there are not run again, so the command may be stopped and goes on where it was.
+`--digits 0,1 --contaminations 0.2 --models method --kimg 6` runs a part, `--train-images 3000`
+takes so many from $BLEMISH_IMAGES/mnist, `--set objective.r1_weight=0.1` changes a setting.
+"""
+
+import os
+
+# Before numpy is loaded: each cell has one core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import roc_auc_score
+
+from cluster.config import Config, load_config
+from data.store import Store
+from gan.objective import weights_for_contamination
+from tests.bench.data.common import RESULTS, ROOT, write_results
+from tests.bench.train.mnist_classic import MODELS, classic_scores
+from tests.bench.train.mnist_gan import search_scores, train
+from tests.bench.train.mnist_images import cell_images, known_digits
+
+COMMAND = "PYTHONPATH=. python tests/bench/train/mnist.py"
+CELLS = "mnist_cells.jsonl"
+METHOD, ANOGAN = "method", "AnoGAN"
+GANS = (METHOD, ANOGAN)
+CONTAMINATIONS = (0.0, 0.1, 0.2, 0.4)
+ASSUMED = 0.1
+"""What a user without any idea of the contamination may assume; used where there is none."""
+KINDS = ("all", "seen", "unseen")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What decides a result.
+
+    Attributes:
+        digit: the normal class.
+        contamination: abnormal share of the images called normal.
+        model: a name of `GANS` or of `MODELS`.
+        train_images: images called normal; 0 for the demo's 280 and contaminants.
+        seed: seed of the split and of the training.
+        settings: what differs from cluster/demo.yaml, by dotted path; empty for textbook models.
+    """
+
+    digit: int
+    contamination: float
+    model: str
+    train_images: int
+    seed: int
+    settings: dict[str, Any]
+
+
+def config_of(cell: Cell) -> Config:
+    """A run's settings: the demo's, with gamma and alpha by the rule or those of AnoGAN."""
+    gamma, alpha = (1.0, 0.0)
+    if cell.model == METHOD:
+        gamma, alpha = weights_for_contamination(cell.contamination or ASSUMED)
+    chosen = {"run.seed": cell.seed, "objective.gamma": gamma, "objective.alpha": alpha}
+    return load_config(str(ROOT / "cluster/demo.yaml"), chosen | cell.settings)
+
+
+def run_cell(cell: Cell) -> Row:
+    """Train and judge one model; returns the cell with its numbers."""
+    torch.set_num_threads(1)
+    started_s = time.perf_counter()
+    parts = cell_images(cell.digit, cell.contamination, cell.train_images, cell.seed)
+    test, kinds = parts["test"]
+    told: Row = {}
+    if cell.model in GANS:
+        config = config_of(cell)
+        state = train(config, parts["train-normal"][0], parts["train-abnormal"][0])
+        told["train_s"] = round(time.perf_counter() - started_s, 1)
+        scores: NDArray[Any] = search_scores(config, state, test)
+    else:
+        scores, told["chosen"] = classic_scores(cell.model, parts, cell.digit)
+    told |= aurocs(scores, kinds, cell.digit)
+    return asdict(cell) | told | {"seconds": round(time.perf_counter() - started_s, 1)}
+
+
+def aurocs(scores: NDArray[Any], kinds: NDArray[np.int64], normal_digit: int) -> Row:
+    """AUROC of the abnormal test images, of seen and unseen kinds and of each, against all normal.
+
+    Args:
+        scores: [N], high for abnormal.
+        kinds: [N] digits.
+        normal_digit: the normal class.
+    """
+    wrong = kinds != normal_digit
+    seen = np.isin(kinds, known_digits(normal_digit))
+
+    def against_normal(chosen: NDArray[np.bool_]) -> float:
+        used = chosen | ~wrong
+        return round(float(roc_auc_score(wrong[used], scores[used])), 4)
+
+    groups = {"all": wrong, "seen": wrong & seen, "unseen": wrong & ~seen}
+    row: Row = {name: against_normal(chosen) for name, chosen in groups.items()}
+    by_kind = {str(kind): against_normal(kinds == kind) for kind in np.unique(kinds[wrong])}
+    return row | {"by_kind": by_kind}
+
+
+def cells_of(options: argparse.Namespace) -> list[Cell]:
+    """All cells of a table, those with little to do first."""
+    settings = {"schedule.final_kimg": options.kimg} | dict(options.set)
+    return [
+        Cell(
+            digit,
+            contamination,
+            model,
+            options.train_images,
+            options.seed,
+            settings if model in GANS else {},
+        )
+        for model in sorted(options.models, key=lambda name: name in GANS)
+        for contamination in options.contaminations
+        for digit in options.digits
+    ]
+
+
+def load_rows(store: Store) -> list[Row]:
+    """The rows of earlier cells."""
+    if not store.exists(CELLS):
+        return []
+    return [json.loads(line) for line in store.read_bytes(CELLS).decode().splitlines()]
+
+
+def row_of(cell: Cell, rows: Sequence[Row]) -> Row | None:
+    """The row of a cell, if it has run."""
+    wanted = asdict(cell)
+    return next((row for row in rows if wanted.items() <= row.items()), None)
+
+
+def run_missing(cells: Sequence[Cell], store: Store, pool: Executor) -> Iterator[Row]:
+    """Run the cells without a row; each row is stored before it is given out."""
+    rows = load_rows(store)
+    missing = [cell for cell in cells if row_of(cell, rows) is None]
+    for done in as_completed([pool.submit(run_cell, cell) for cell in missing]):
+        rows.append(done.result())
+        text = "".join(f"{json.dumps(row)}\n" for row in rows)
+        store.write_bytes(CELLS, text.encode())
+        yield rows[-1]
+
+
+def means(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
+    """Mean AUROC over the digits for each model and contamination."""
+    result = []
+    for model, contamination in dict.fromkeys((c.model, c.contamination) for c in cells):
+        wanted = [c for c in cells if (c.model, c.contamination) == (model, contamination)]
+        found = [row for cell in wanted if (row := row_of(cell, rows))]
+        if found:
+            mean = {kind: round(float(np.mean([row[kind] for row in found])), 4) for kind in KINDS}
+            head = {"model": model, "contamination": contamination, "digits": len(found)}
+            result.append(head | mean | {"lowest": min(row["all"] for row in found)})
+    return result
+
+
+def show(summary: Sequence[Row]) -> None:
+    """Print one line for each model, one group of columns for each contamination."""
+    contaminations = list(dict.fromkeys(row["contamination"] for row in summary))
+    table = Table("model", title="Mean AUROC over the digits: all, seen, unseen kinds")
+    for contamination in contaminations:
+        table.add_column(f"{contamination:.0%} contamination")
+    for model in dict.fromkeys(row["model"] for row in summary):
+        found = {row["contamination"]: row for row in summary if row["model"] == model}
+        texts = (_text(found.get(contamination)) for contamination in contaminations)
+        table.add_row(model, *texts)
+    Console().print(table)
+
+
+def _text(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    few = "" if row["digits"] == 10 else f" ({row['digits']} digits)"
+    return " ".join(f"{row[kind]:.3f}" for kind in KINDS) + few
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    numbers = argparse.ArgumentParser(description=__doc__)
+    models = (*MODELS, *GANS)
+    numbers.add_argument("--digits", type=_list(int), default=list(range(10)))
+    numbers.add_argument("--contaminations", type=_list(float), default=list(CONTAMINATIONS))
+    numbers.add_argument("--models", type=_list(str), default=list(models), help=", ".join(models))
+    numbers.add_argument("--kimg", type=float, default=18.0)
+    numbers.add_argument("--train-images", type=int, default=0)
+    numbers.add_argument("--seed", type=int, default=0)
+    numbers.add_argument("--processes", type=int, default=2)
+    numbers.add_argument("--set", type=_setting, action="append", default=[])
+    options = numbers.parse_args(words)
+    if unknown := set(options.models) - set(models):
+        numbers.error(f"--models has {', '.join(unknown)}; there are {', '.join(models)}")
+    return options
+
+
+def _list(kind: type) -> Any:
+    return lambda text: [kind(word) for word in text.split(",")]
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, _, value = text.partition("=")
+    return name, yaml.safe_load(value)
+
+
+def main() -> None:
+    """Run what is missing, print, write."""
+    options = parse()
+    cells, store = cells_of(options), Store(str(RESULTS))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
+        for row in run_missing(cells, store, pool):
+            numbers = " ".join(f"{kind} {row[kind]:.3f}" for kind in KINDS)
+            head = f"{row['model']}, digit {row['digit']}, {row['contamination']:.0%}"
+            print(f"{head}: {numbers} ({row['seconds']} s)", flush=True)
+    summary = means(cells, load_rows(store))
+    show(summary)
+    write_results("mnist", COMMAND, {"options": vars(options), "rows": summary})
+
+
+if __name__ == "__main__":
+    main()

