@@ -37,6 +37,22 @@ class EqualizedConv2d(nn.Module):
         return nnf.conv2d(x_BCHW, self.weight * self.scale, self.bias, padding=padding)
 
 
+class EqualizedUpConv2d(EqualizedConv2d):
+    """`EqualizedConv2d`, 3x3, on an input enlarged by repeating pixels.
+
+    As one transposed convolution: an output pixel sees no more than 2x2 different input pixels, so
+    enlarging first would multiply equal numbers again and again.
+    """
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Enlarge and convolve float [B, C_in, H, W] to [B, C_out, 2H, 2W]."""
+        weight = nnf.pad(self.weight * self.scale, (1, 1, 1, 1))
+        shared = weight[:, :, 1:, 1:] + weight[:, :, :-1, 1:]
+        shared = shared + weight[:, :, 1:, :-1] + weight[:, :, :-1, :-1]
+        kernel = shared.flip(2, 3).transpose(0, 1)
+        return nnf.conv_transpose2d(x_BCHW, kernel, self.bias, stride=2, padding=1)
+
+
 class EqualizedLinear(nn.Module):
     """Dense layer with the same run-time weight scaling as `EqualizedConv2d`.
 

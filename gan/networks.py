@@ -15,6 +15,7 @@ from gan.features import FeatureNetwork
 from gan.layers import (
     EqualizedConv2d,
     EqualizedLinear,
+    EqualizedUpConv2d,
     downsample,
     leaky_relu,
     minibatch_std,
@@ -57,12 +58,12 @@ class GrowingBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.first = EqualizedConv2d(in_channels, out_channels, 3)
+        self.first = EqualizedUpConv2d(in_channels, out_channels, 3)
         self.second = EqualizedConv2d(out_channels, out_channels, 3)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """Map float [B, C_in, H, W] to [B, C_out, 2H, 2W]."""
-        x = pixel_norm(leaky_relu(self.first(upsample(x_BCHW))))
+        x = pixel_norm(leaky_relu(self.first(x_BCHW)))
         return pixel_norm(leaky_relu(self.second(x)))
 
 

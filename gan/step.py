@@ -175,10 +175,16 @@ def _discriminator_loss(
     # R1 is taken at what D is shown, so that nothing has to be differentiated twice but D.
     real = augment(inputs.real).detach().requires_grad_(r1_due)
     parts = [real, fake] if inputs.abnormal is None else [real, fake, augment(inputs.abnormal)]
-    # One forward pass over all parts: whole minibatch-std groups keep them apart.
+    # One pass over all parts: whole minibatch-std groups keep them apart. Where R1 is due, the
+    # training images go alone, because differentiating twice costs more than another pass.
+    passes = [parts[:1], parts[1:]] if r1_due else [parts]
     with _cast(inputs, execution, enabled=not r1_due):
-        logits = _full(discriminator(torch.cat(parts), inputs.stage, inputs.fade))
-    logit_real, logit_fake, *rest = logits.split([len(part) for part in parts])
+        logits = [
+            _full(discriminator(torch.cat(together), inputs.stage, inputs.fade))
+            for together in passes
+        ]
+    sizes = [len(part) for part in parts]
+    logit_real, logit_fake, *rest = torch.cat(logits).split(sizes)
     logit_abnormal = rest[0] if rest else None
     loss = discriminator_loss(
         logit_real, logit_fake, logit_abnormal, gamma=objective.gamma, alpha=objective.alpha

@@ -64,6 +64,14 @@ def test_prometheus_can_read_the_metrics(trained: tuple[Path, str]) -> None:
     assert all(f'run="{run_dir}"' in line for line in lines)
 
 
+def test_dry_run_prints_the_plan_and_leaves_nothing(dataset: Path, tmp_path: Path) -> None:
+    status, output = run_cli(["train", *_words(dataset, tmp_path / "run"), "--dry-run"])
+    assert status == 0, output
+    assert "expected time" in output
+    assert output.count(" M, ") == 3, "a row for each of 4, 8 and 16 pixels"
+    assert not (tmp_path / "run").exists()
+
+
 def test_finished_run_is_not_trained_again(dataset: Path, run_dir: Path) -> None:
     before = (run_dir / "model/weights.safetensors").read_bytes()
     status, output = run_cli(["train", *_words(dataset, run_dir)])

@@ -12,6 +12,7 @@ from gan.layers import (
     LEAKY_SLOPE,
     EqualizedConv2d,
     EqualizedLinear,
+    EqualizedUpConv2d,
     downsample,
     leaky_relu,
     minibatch_std,
@@ -82,6 +83,14 @@ def test_fade_zero_equals_the_stage_below(stage: int, channels: int) -> None:
         rtol=0,
         atol=1e-6,
     )
+
+
+def test_enlarging_inside_the_convolution_is_the_same() -> None:
+    layer = EqualizedUpConv2d(5, 3, 3).double()
+    nn.init.normal_(layer.bias)
+    x = torch.randn(2, 5, 6, 4, dtype=torch.float64)
+    expected = EqualizedConv2d.forward(layer, upsample(x))
+    torch.testing.assert_close(layer(x), expected)
 
 
 def test_fade_blends_linearly_and_ends_at_the_new_stage() -> None:

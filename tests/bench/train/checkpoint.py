@@ -231,10 +231,10 @@ def main() -> None:
     quick = "--quick" in sys.argv[1:]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cluster_command("pack", {"data.uri": str(folder / "digits")})
+        cluster_command(["pack", "digits", str(folder / "digits")], {})
         side = load_config().networks.resolution
-        surfaces = {"pack.source": "surfaces", "networks.resolution": side}
-        cluster_command("pack", {"data.uri": str(folder / "surfaces"), **surfaces})
+        surfaces = ["pack", "surfaces", str(folder / "surfaces")]
+        cluster_command(surfaces, {"networks.resolution": side})
         rows = costs(folder, 3 if quick else NUM_CHECKPOINTS)
         killed = INSTANT | {
             "config": DEMO,

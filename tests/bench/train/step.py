@@ -56,10 +56,10 @@ def settings_in(folder: Path, counted_kimg: float, turn: int) -> dict[str, Any]:
     }
 
 
-def cluster_command(name: str, settings: dict[str, Any]) -> None:
+def cluster_command(names: list[str], settings: dict[str, Any]) -> None:
     """Run a command of the product with changed settings of the demo."""
     words = [word for path, value in settings.items() for word in (f"--{path}", str(value))]
-    command = [sys.executable, "-m", "cluster", name, "--config", DEMO, *words]
+    command = [sys.executable, "-m", "cluster", *names, "--config", DEMO, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout}\n{done.stderr}")
@@ -67,7 +67,7 @@ def cluster_command(name: str, settings: dict[str, Any]) -> None:
 
 def whole(settings: dict[str, Any]) -> tuple[float, float]:
     """Images per second of a whole run, and the share of time in which it waited for data."""
-    cluster_command("train", settings)
+    cluster_command(["train"], settings)
     lines = (Path(settings["run.dir"]) / "metrics.jsonl").read_text().splitlines()
     first, *rest = [row for row in map(json.loads, lines) if "train/images_per_s" in row]
     elapsed_s = (rest[-1]["time_ms"] - first["time_ms"]) / 1000
@@ -138,7 +138,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        cluster_command("pack", {"data.uri": str(folder / "data")})
+        cluster_command(["pack", "digits", str(folder / "data")], {})
         for turn in range(turns):
             settings = settings_in(folder, counted_kimg, turn)
             bare_rate = bare(settings)
