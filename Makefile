@@ -6,6 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where torch's wheels come from first. Empty: PyPI, whose Linux build carries CUDA (about 3 GB).
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?=
+BENCHES ?= demo_seeds data/decode data/stream data/pack data/pack_limits train/step train/reference train/checkpoint train/mnist
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -35,8 +36,8 @@ format: $(STAMP) ## Rewrite the source as `make check` wants it
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP) ## Run each benchmark; tables on the terminal, JSON in tests/bench/results
-	@set -e; for script in tests/bench/*.py; do echo "== $$script"; PYTHONPATH=. $(BIN)/python $$script; done
+bench: $(STAMP) ## Run the benchmarks, hours; one with BENCHES=data/pack. JSON in tests/bench/results
+	@set -e; for name in $(BENCHES); do echo "== $$name"; PYTHONPATH=. $(BIN)/python tests/bench/$$name.py; done
 
 venv: $(STAMP) ## Install the pinned dependencies into .venv
 

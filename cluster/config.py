@@ -50,7 +50,7 @@ class Data(Section):
     cache_gib: float = Field(16.0, gt=0, le=1_048_576)
     """Most that folder holds, in GiB."""
     retry_s: float = Field(120.0, ge=0, le=86_400)
-    """How long a store that does not answer is asked again while training, in seconds."""
+    """How long a store that fails (data or run) is asked again while training, in seconds."""
 
 
 class Networks(Section):

@@ -21,6 +21,7 @@ from cluster.rollback import RATE_CUT, check_second, rollback_note
 from cluster.schedule_config import Stage
 from cluster.stopping import StopFlag
 from data.dataset import DatasetIndex, load_index
+from data.patience import PatientStore
 from data.reader import SplitReader
 from data.sample import Split
 from data.shard_cache import ShardCache
@@ -73,7 +74,7 @@ class Worker:
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
         self.dtype = getattr(torch, config.cluster.precision)
         self.config = config
-        self.run = Store(config.run.dir)
+        self.run = PatientStore(config.run.dir, config.data.retry_s)
         dataset = Store(config.data.uri)
         self.index = load_index(dataset)
         self.cache = ShardCache(

@@ -9,11 +9,9 @@ the folder is full, the files used longest ago go first; whoever has one open re
 import fcntl
 import hashlib
 import os
-import random
 import stat
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +19,10 @@ from typing import BinaryIO
 
 from data.dataset import ShardInfo
 from data.errors import DataError, LostDataError, StoreUnavailableError
+from data.patience import Patience
 from data.store import Store
 
 _HASH_BYTES = 2**20
-_FIRST_PAUSE_S = 0.25
-_LONGEST_PAUSE_S = 10.0
 
 
 class ShardCache:
@@ -159,20 +156,16 @@ class ShardCache:
 
     def _chunks(self, shard: ShardInfo) -> Iterator[bytes]:
         """Yield a shard in pieces; after a failure the next request begins where it broke off."""
-        offset, pause_s, failing_since = 0, _FIRST_PAUSE_S, None
+        offset, patience = 0, Patience(self._retry_s)
         while True:
             try:
                 for chunk in self.store.read_chunks(shard.path, offset):
                     yield chunk
-                    offset, pause_s, failing_since = offset + len(chunk), _FIRST_PAUSE_S, None
+                    offset += len(chunk)
+                    patience.renew()
             except StoreUnavailableError:
-                now = time.monotonic()
-                failing_since = failing_since or now
-                if now - failing_since + pause_s > self._retry_s:
+                if not patience.wait():
                     raise
-                # Many readers that lost the same server must not all come back at once.
-                time.sleep(pause_s * random.uniform(0.5, 1.0))
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             else:
                 return
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import shard_cache
+from data import patience
 from data.dataset import load_index
 from data.errors import DataError, StoreUnavailableError
 from data.importers.surfaces import synthetic_surfaces
@@ -100,7 +100,7 @@ def test_server_killed_and_restarted_in_the_middle_of_a_stream(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(shard_cache, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.05)
     stream = _stream(remote, tmp_path / "cache")
     batches = _take(stream, 1)
     ceph.stop_gateway()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data import shard_cache
+from data import patience, shard_cache
 from data.dataset import ShardInfo
 from data.errors import DataError, LostDataError, StoreUnavailableError
 from data.shard_cache import ShardCache
@@ -56,7 +56,7 @@ def _shard(folder: Path, number: int, size: int = 2000) -> ShardInfo:
 
 @pytest.fixture
 def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Remote:
-    monkeypatch.setattr(shard_cache, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(patience, "_FIRST_PAUSE_S", 0.01)
     (tmp_path / "store").mkdir()
     return Remote(str(tmp_path / "store"))
 
