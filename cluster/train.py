@@ -1,5 +1,6 @@
 """The training job: check what can be checked, run the workers, calibrate the result."""
 
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -125,6 +126,8 @@ def fit(
 
 def _trainer(config: Config, job: dict[str, Any], callbacks: list[Any]) -> TorchTrainer:
     filesystem, root = Store(config.run.dir).filesystem()
+    # By default two seconds: so long a dead worker stays unseen and a report keeps workers waiting.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     return TorchTrainer(
         train_worker,
         train_loop_config=job,

@@ -85,7 +85,7 @@ def test_first_sigterm_is_passed_on_and_the_second_is_not() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             assert asked.is_set()
             assert board.real.stopping()
-            assert "asked to stop" in board.real.read()[2][0]
+            assert "asked to stop" in board.real.read()[3][0]
             assert got == []
             os.kill(os.getpid(), signal.SIGTERM)
             assert got == [signal.SIGTERM]
@@ -113,7 +113,7 @@ def test_mistake_of_the_users_ends_a_run_where_ray_would_try_again() -> None:
     board = LocalBoard()
     notes = FailureNotes(board)
     notes.after_exception(None, {1: RuntimeError("first\nlast")})
-    assert board.real.read()[2] == ["worker 1 failed: last"]
+    assert board.real.read()[3] == ["worker 1 failed: last"]
     notes.after_exception(None, {0: DataError("the store did not answer")})
     with pytest.raises(UserError, match="lower it"):
         notes.after_exception(None, {0: RuntimeError("x"), 1: UserError("lower it")})
