@@ -21,6 +21,11 @@ from gan.model import Architecture
 from gan.networks import num_parameters
 
 _GIB = 2**30
+_COLUMNS = (
+    *("pixels", "fade + steady kimg", "batch", "parts", "weights G + D", "GiB a worker"),
+    *("images read", "GB read", "s/kimg", "time"),
+)
+_WIDTH = 130
 
 
 def dry_run(config: Config, index: DatasetIndex) -> None:
@@ -73,13 +78,13 @@ def _print(
     found: Probe,
 ) -> None:
     table = Table(title=f"{config.cluster.num_workers} workers, each on {found.device}")
-    for column in ("pixels", "fade, steady kimg", "batch", "parts", "parameters G, D"):
-        table.add_column(column, justify="right")
-    for column in ("GiB a worker", "images read", "GB read", "s/kimg", "time"):
-        table.add_column(column, justify="right")
+    for column in _COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
     for row in _rows(config, index, architecture, memories, found):
         table.add_row(*row)
     console = Console()
+    # A table that is wrapped or cut off says less than one that runs over the edge.
+    console.width = max(console.width, _WIDTH)
     console.print(table)
     total_s = expected_s(config, found)
     shown = "unknown: a stage does not fit" if total_s is None else _duration(total_s)
@@ -122,7 +127,7 @@ def _rows(
             f"{stage.fade_kimg if number else 0:g} + {stage.steady_kimg:g}",
             f"{stage.batch} + {stage.abnormal_batch if config.objective.alpha else 0}",
             str(stage.num_parts),
-            f"{weights[0] / 1e6:.2f} M, {weights[1] / 1e6:.2f} M",
+            f"{weights[0] / 1e6:.2f} + {weights[1] / 1e6:.2f} M",
             f"{needed:.2f}",
             f"{images:,}",
             f"{read_bytes / 1e9:.2f}",
