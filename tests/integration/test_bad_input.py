@@ -59,11 +59,11 @@ def test_missing_shard_is_refused_before_anything_starts(dataset: Path, tmp_path
 def test_empty_shard(dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(dataset, copy)
-    # The run sees more images of 16 pixels than there are, so that no shard is left out.
-    (copy / "train-normal/16/00001-000.tar").write_bytes(b"")
-    # No retries: the worker that meets the shard would meet it again.
-    words = _train(copy, tmp_path / "run", **{"cluster.max_failures": 0})
-    _expect(words, "train-normal/16/00001-000.tar", env={})
+    (copy / "train-normal/4/00001-000.tar").write_bytes(b"")
+    # The first stage sees more images than there are, so that no shard is left out. No retries: the
+    # worker that meets the shard would meet it again.
+    more = {"schedule.steady_kimg": 2, "cluster.max_failures": 0}
+    _expect(_train(copy, tmp_path / "run", **more), "train-normal/4/00001-000.tar", env={})
 
 
 def test_empty_source(tmp_path: Path) -> None:
