@@ -42,6 +42,30 @@ class Patience:
         return True
 
 
+def resumed(
+    read: Callable[[int], Iterator[bytes]], *, start: int = 0, retry_s: float
+) -> Iterator[bytes]:
+    """Yield an object in pieces; after a failure the next request begins where it broke off.
+
+    Args:
+        read: reads the object from a byte on.
+        start: first byte.
+        retry_s: how long the store may fail, seconds.
+    """
+    patience = Patience(retry_s)
+    while True:
+        try:
+            for chunk in read(start):
+                yield chunk
+                start += len(chunk)
+                patience.renew()
+        except StoreUnavailableError:
+            if not patience.wait():
+                raise
+        else:
+            return
+
+
 @dataclass(frozen=True)
 class PatientStore(Store):
     """A store whose objects are read, written, found and deleted in spite of a short outage.
@@ -58,19 +82,13 @@ class PatientStore(Store):
 
     def read_chunks(self, path: str, start: int = 0, length: int | None = None) -> Iterator[bytes]:
         """Yield an object in pieces, going on where it broke off."""
-        patience, end = Patience(self.retry_s), None if length is None else start + length
-        while True:
-            left = None if end is None else end - start
-            try:
-                for chunk in super().read_chunks(path, start, left):
-                    yield chunk
-                    start += len(chunk)
-                    patience.renew()
-            except StoreUnavailableError:
-                if not patience.wait():
-                    raise
-            else:
-                return
+        read = super().read_chunks
+        end = None if length is None else start + length
+        yield from resumed(
+            lambda at: read(path, at, None if end is None else end - at),
+            start=start,
+            retry_s=self.retry_s,
+        )
 
     def write_bytes(self, path: str, payload: bytes) -> None:
         """Write one object atomically."""

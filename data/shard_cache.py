@@ -7,6 +7,7 @@ the folder is full, the files used longest ago go first; whoever has one open re
 """
 
 import fcntl
+import functools
 import hashlib
 import os
 import stat
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data.dataset import ShardInfo
-from data.errors import DataError, LostDataError, StoreUnavailableError
-from data.patience import Patience
+from data.errors import DataError, LostDataError
+from data.patience import resumed
 from data.store import Store
 
 _HASH_BYTES = 2**20
@@ -137,7 +138,8 @@ class ShardCache:
         try:
             with os.fdopen(handle, "wb", buffering=0) as file:
                 digest, size = hashlib.sha256(), 0
-                for chunk in self._chunks(shard):
+                read = functools.partial(self.store.read_chunks, shard.path)
+                for chunk in resumed(read, retry_s=self._retry_s):
                     file.write(chunk)
                     digest.update(chunk)
                     size += len(chunk)
@@ -153,21 +155,6 @@ class ShardCache:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-
-    def _chunks(self, shard: ShardInfo) -> Iterator[bytes]:
-        """Yield a shard in pieces; after a failure the next request begins where it broke off."""
-        offset, patience = 0, Patience(self._retry_s)
-        while True:
-            try:
-                for chunk in self.store.read_chunks(shard.path, offset):
-                    yield chunk
-                    offset += len(chunk)
-                    patience.renew()
-            except StoreUnavailableError:
-                if not patience.wait():
-                    raise
-            else:
-                return
 
     def _make_room(self, incoming_bytes: int) -> None:
         """Delete the files used longest ago until `incoming_bytes` more fit."""
