@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where torch's wheels come from first. Empty: PyPI, whose Linux build carries CUDA (about 3 GB).
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?=
-BENCHES ?= demo_seeds data/decode data/stream data/pack data/pack_limits train/step train/reference train/checkpoint train/mnist
+BENCHES ?= demo_seeds evaluate data/decode data/stream data/pack data/pack_limits train/step train/reference train/checkpoint train/mnist inspect/search inspect/serve
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +23,7 @@ demo: $(STAMP) ## Train and judge the method and its baseline on real digits, in
 test: $(STAMP) ## Run all tests; select with PYTEST_ARGS='-k search'
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-test-faults: $(STAMP) ## Kill, cut and starve real training runs, in about twenty minutes
+test-faults: $(STAMP) ## Kill, cut and starve real training runs, in about half an hour
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
 
 check: $(STAMP) ## Check format, lint, types and import directions

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DataError
-from data.sample import Image8, Sample
+from data.sample import Image8, Mask, Sample
 from data.tiles import assemble
 
 
@@ -78,7 +78,7 @@ def _assembled(tiles: list[Scored]) -> Scored:
         key=place.parent,
         image=joined.picture([tile.sample.image for tile in tiles]),
         label=place.label,
-        mask=None,
+        mask=joined.mask([tile.sample.mask for tile in tiles]),
         tile=None,
     )
     row = strongest.row | {
@@ -87,6 +87,7 @@ def _assembled(tiles: list[Scored]) -> Scored:
         "height": place.height,
         "width": place.width,
         "peak": float(pixels.max()),
+        "terms": [terms for tile in tiles for terms in tile.row["terms"]],
         "tiles": len(tiles),
     }
     return Scored(sample, joined.picture([tile.reconstruction for tile in tiles]), pixels, row)
@@ -102,6 +103,17 @@ class _Canvas:
 
     def blend(self, parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         return assemble(parts, self._offsets, self._height, self._width)
+
+    def mask(self, parts: list[Mask | None]) -> Mask | None:
+        """What the masks of the tiles say together; None where one of them is not known."""
+        if any(part is None for part in parts):
+            return None
+        whole = np.zeros((self._height, self._width), dtype=bool)
+        for part, (y, x) in zip(parts, self._offsets, strict=True):
+            assert part is not None
+            height, width = part.shape
+            whole[y : y + height, x : x + width] = part
+        return whole
 
     def picture(self, parts: list[Image8]) -> Image8:
         channels = range(parts[0].shape[2])

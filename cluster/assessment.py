@@ -54,7 +54,9 @@ class Assessor:
             from cluster import validation
 
             self._validator = validation.Validator(config, index, device)
-            self._best = BestModel(Store(config.run.dir), architecture, config.objective)
+            self._best = BestModel(
+                Store(config.run.dir), architecture, index.preparation, config.objective
+            )
         self._resolution = config.networks.resolution
 
     def measure(self, state: TrainingState, phase: Phase) -> dict[str, float]:

@@ -11,10 +11,11 @@ import re
 import pandas as pd
 
 from cluster.audit_page import render
+from cluster.calibration import calibration_for
 from cluster.config import Config
 from cluster.errors import UserError
 from cluster.findings import Findings, advice, find, headline
-from cluster.inspection import calibration_for, inspect_split
+from cluster.inspection import inspect_split
 from cluster.inspection_files import MANIFEST, inspection_store, read_failed, read_scores
 from cluster.ray_session import ray_session
 from cluster.suspects import hidden_truth, rank_suspects, to_csv

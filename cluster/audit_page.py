@@ -49,7 +49,7 @@ def render(
         coverage=COVERAGE,
         headline=headline(found),
         advice=advice(found, config.objective),
-        histogram=score_histogram(pd.concat(scores, ignore_index=True), None),
+        histogram=score_histogram(pd.concat(scores, ignore_index=True), {}),
         cards=[_card(row) for row in shown.to_dict("records")],
         num_failed=num_failed,
     )

@@ -3,6 +3,7 @@
 from cluster.config import ObjectiveConfig
 from cluster.errors import UserError
 from cluster.model_store import MODEL, copy_model, load_model, save_model
+from data.preparation import Preparation
 from data.store import Store
 from gan.model import Architecture
 from gan.state import TrainingState
@@ -16,11 +17,19 @@ class BestModel:
     Args:
         run: Run directory.
         architecture: What is trained.
+        preparation: How its images were prepared.
         objective: Weights it is trained with.
     """
 
-    def __init__(self, run: Store, architecture: Architecture, objective: ObjectiveConfig) -> None:
-        self._run, self._architecture, self._objective = run, architecture, objective
+    def __init__(
+        self,
+        run: Store,
+        architecture: Architecture,
+        preparation: Preparation,
+        objective: ObjectiveConfig,
+    ) -> None:
+        self._run, self._architecture = run, architecture
+        self._preparation, self._objective = preparation, objective
         self._auroc = stored_auroc(run)
 
     def offer(self, state: TrainingState, auroc: float) -> float:
@@ -31,6 +40,7 @@ class BestModel:
                 self._architecture,
                 state.average,
                 state.discriminator,
+                preparation=self._preparation,
                 objective=self._objective,
                 images_seen=state.images_seen,
                 folder=BEST,

@@ -124,9 +124,9 @@ def restore_checkpoint(
         state.renew_latents(seed, ranks.rank)
         if ranks.rank == 0:
             note(
-                f"resumed with cluster.num_workers={ranks.world_size} after "
-                f"{manifest.world_size}: each image is still read once, but the latents drawn are "
-                "others, so the weights will not be bit for bit those of a run without the change"
+                f"resumed with {ranks.world_size} instead of {manifest.world_size} workers: each "
+                "image is still read once, but the latents drawn are others, so the weights will "
+                "not be bit for bit those of a run without the change"
             )
     return Progress(shared["position"], shared["num_cuts"], shared["last_cut"])
 

@@ -1,6 +1,5 @@
 """What can be known to go wrong before a job costs anything."""
 
-import math
 from pathlib import Path
 
 from cluster.config import Config
@@ -8,9 +7,10 @@ from cluster.errors import UserError
 from data.dataset import DatasetIndex
 from data.sample import Split
 from data.store import Store
+from gan.thresholds import NEED_ABNORMAL, NEED_NORMAL, needed_images
 
 # Sections that decide what a run computes; changing one of them makes another run.
-IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer", "augment")
+IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer", "augment", "encoder")
 _NOT_IDENTITY = (
     "run.dir",
     "data.max_bad_fraction",
@@ -55,13 +55,32 @@ def check_dataset(config: Config, index: DatasetIndex) -> None:
                 f"{uri} has {index.num_samples(split)} images in {split}, fewer than "
                 f"cluster.num_workers={config.cluster.num_workers}; add images or lower it"
             )
-    num_normal = index.labels.get("validation", {}).get("normal", 0)
-    needed = math.ceil(1 / config.inspect.false_positive_rate) - 1
-    if num_normal < needed:
+    _check_validation(config, index)
+
+
+def _check_validation(config: Config, index: DatasetIndex) -> None:
+    """Refuse what would fail only after training, when thresholds are fitted."""
+    uri, inspect = config.data.uri, config.inspect
+    labels = index.labels.get("validation", {})
+    num_normal, num_abnormal = labels.get("normal", 0), labels.get("abnormal", 0)
+    rates = []
+    if inspect.threshold in NEED_NORMAL:
+        rates.append(("false_positive_rate", inspect.false_positive_rate, "normal", num_normal))
+    if inspect.threshold == "reject_band" and inspect.miss_rate:
+        rates.append(("miss_rate", inspect.miss_rate, "abnormal", num_abnormal))
+    for field, rate, label, num in rates:
+        if num < needed_images(rate):
+            raise UserError(
+                f"inspect.{field}={rate} needs {needed_images(rate)} {label} validation images, "
+                f"{uri} has {num}; raise the rate or add images"
+            )
+    if inspect.threshold in NEED_ABNORMAL and not num_abnormal:
         raise UserError(
-            f"inspect.false_positive_rate={config.inspect.false_positive_rate} needs {needed} "
-            f"normal validation images, {uri} has {num_normal}; raise the rate or add images"
+            f"inspect.threshold={inspect.threshold} needs known abnormal validation images, {uri} "
+            "has none; add some, or set it to false_positive_rate, which works without"
         )
+    if not num_normal:
+        raise UserError(f"{uri} has no normal validation images to calibrate on; add some")
 
 
 def check_shards(dataset: Store, index: DatasetIndex) -> None:
@@ -83,6 +102,9 @@ def check_same_run(config: Config, old: Config, *, sections: tuple[str, ...] = I
         sections: Sections that decide what is computed.
     """
     for section in sections:
+        # A finished model may be given an encoder later.
+        if section == "encoder" and not old.encoder.kimg:
+            continue
         mine, theirs = getattr(config, section).model_dump(), getattr(old, section).model_dump()
         for field, value in mine.items():
             if value != theirs[field] and f"{section}.{field}" not in _NOT_IDENTITY:

@@ -78,7 +78,7 @@ COMMANDS = {
         --dry-run it prints stages, memory and expected time, and stops.""",
         (
             *("run", "data", "networks", "objective", "schedule", "optimizer", "augment"),
-            *("cluster", "tracking"),
+            *("encoder", "search", "cluster", "tracking"),
         ),
         flags=(("--dry-run", "cluster.dry_run"),),
     ),
@@ -97,6 +97,8 @@ COMMANDS = {
         One shard is one unit of work and appears whole or not at all; run the same command again
         to finish what a stopped job left. Unreadable inputs go to failed/ with the reason.""",
         ("run", "data", "search", "inspect", "cluster"),
+        flags=(("--dry-run", "inspect.dry_run"),),
+        aliases=(("--limit", "inspect.limit"),),
         continues=True,
     ),
     "evaluate": Command(
@@ -110,9 +112,11 @@ COMMANDS = {
     ),
     "report": Command(
         "cluster.report:write_report",
-        """Write report.html for an inspection: pictures, maps, scores, histogram, failed inputs.
+        """Write report.html for an inspection: charts, metrics, a gallery, failed inputs.
 
-        The page opens from disk without a server or network.""",
+        The page opens from disk without a server or network; its data lie beside it in report/, its
+        pictures in maps/. All images can be sorted and filtered. MLflow gets a copy with the
+        pictures of at most 500 images: missed anomalies and the highest scores.""",
         ("run", "inspect"),
         continues=True,
     ),
@@ -124,6 +128,27 @@ COMMANDS = {
         run.dir/audit holds suspects.csv (most suspicious first), audit.html and audit.json: the
         estimate of the contamination, and the gamma and alpha it asks for.""",
         ("run", "data", "audit", "inspect", "cluster"),
+        continues=True,
+    ),
+    "serve": Command(
+        "cluster.serve:serve_model",
+        """Score images over HTTP with the calibrated model of a run, on Ray Serve.
+
+        POST /inspect takes the bytes of an image file and answers with score, p-value, decision
+        and regions, as inspect would have given; /openapi.json describes it. Clients must send the
+        token that the environment variable BLEMISH_TOKEN (serve.token_env) holds. Ctrl-C or SIGTERM
+        lets it answer what it has accepted and stop.""",
+        ("run", "serve", "inspect", "cluster"),
+        continues=True,
+    ),
+    "export": Command(
+        "cluster.export:export_model",
+        """Write the calibrated model of a run as an MLflow model (pyfunc) to DEST.
+
+        Its predict takes image files as bytes, and it carries its own code; no pickle. Serve it
+        with `mlflow models serve --env-manager local -m DEST`.""",
+        ("run", "inspect"),
+        positionals=(("DEST", "export.dir"),),
         continues=True,
     ),
     "doctor": Command(

@@ -6,23 +6,23 @@ with dotted overrides and reports mistakes by field path.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from cluster.cluster_config import Cluster
 from cluster.errors import UserError
+from cluster.inspect_config import Inspect
 from cluster.pack_config import Pack
 from cluster.schedule_config import AtResolution, Resolution, Schedule, Stage
-from cluster.section import Section
+from cluster.search_config import EncoderConfig, Search
+from cluster.section import Location, Section
+from cluster.serve_config import Export, Serve
 from data.augment import Symmetry
 from data.errors import DataError
-from data.sample import Split
 from data.store import Store
-from gan.augment import LARGEST_PROBABILITY, Transform
-
-# Workers and trials have other working directories, so every path is made absolute here, once.
-Location = Annotated[str, AfterValidator(lambda uri: uri and Store(uri).uri)]
+from gan.augment import LARGEST_PROBABILITY, MOVING, Transform
 
 
 class Run(Section):
@@ -73,7 +73,7 @@ class ObjectiveConfig(Section):
 
     gamma: float = Field(0.7, gt=0, le=1)
     """Weight of generated images in D's loss, a factor."""
-    alpha: float = Field(0.3, ge=0, le=10)
+    alpha: float = Field(1.0, ge=0, le=10)
     """Weight of known abnormal images in D's loss, a factor; 0 ignores them."""
     r1_weight: float = Field(1.0, ge=0, le=10_000)
     """Weight of the R1 gradient penalty, a factor; 0 turns it off."""
@@ -105,76 +105,11 @@ class Augment(Section):
     """Images in which the probability can rise by 1, in kimg."""
 
 
-class Search(Section):
-    """Latent search and the score it gives."""
-
-    steps: int = Field(100, ge=0, le=100_000)
-    """Gradient steps per image; 0 scores the starting latent."""
-    step_size: float = Field(0.05, gt=0, le=10)
-    """Adam's step size on z, per step."""
-    candidates: int = Field(0, ge=0, le=65_536)
-    """Latents tried before the first step, the same for all images; held in memory as images."""
-    feature_weight: float = Field(0.1, ge=0, le=1)
-    """lambda, the share of the feature term in L(z), a fraction."""
-    feature_levels: tuple[int, ...] = Field((-1,), min_length=1, max_length=9)
-    """Discriminator levels in the feature term: 0 is the finest, -1 the coarsest."""
-    statistic: Literal["mean", "window"] = "mean"
-    """What a map's score is: its mean, or the mean of its strongest window."""
-    window: int = Field(9, ge=1, le=255)
-    """Side of that window, odd, in pixels."""
-    batch: int = Field(32, ge=1, le=4096)
-    """Images searched at a time, a last batch being filled up, in images."""
-
-    @model_validator(mode="after")
-    def _odd_window(self) -> "Search":
-        if self.window % 2 == 0:
-            raise ValueError(f"window={self.window} must be odd, so that it has a centre pixel")
-        return self
-
-
-class Inspect(Section):
-    """What is inspected and how the decision is made."""
-
-    dir: Location = Field("", max_length=4096)
-    """Output directory, not used to calibrate; empty means <run.dir>/inspection/<split>."""
-    split: Split = "test"
-    """Split of the data set to inspect; validation calibrates."""
-    false_positive_rate: float = Field(0.05, gt=0, lt=1)
-    """Share of normal images that may be called abnormal, fitted on validation, a fraction."""
-    num_maps: int = Field(200, ge=0, le=10_000_000)
-    """Images of each shard, at most, whose map and pictures are written, in images."""
-
-
 class Audit(Section):
     """What is shown of the images called normal."""
 
     num_shown: int = Field(60, ge=1, le=5_000)
     """Most suspicious images on the page, in images."""
-
-
-class Cluster(Section):
-    """Use of the Ray cluster."""
-
-    num_workers: int = Field(2, ge=1, le=4096)
-    """Training workers (ranks)."""
-    num_actors: int = Field(2, ge=1, le=4096)
-    """Inspection actors."""
-    cpus_per_worker: float = Field(1.0, gt=0, le=1024)
-    """CPUs reserved for each worker or actor; also its number of threads, rounded down."""
-    gpus_per_worker: float = Field(0.0, ge=0, le=64)
-    """GPUs reserved for each worker or actor."""
-    images_per_pass: int = Field(0, ge=0, le=65_536)
-    """Training images that a worker computes at once; larger batches are cut; 0: all, in images."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of the convolutions; statistics, losses and steps with R1 are float32 always."""
-    dry_run: bool = False
-    """Only print the plan of a training run, with memory and time from a short probe, and stop."""
-    max_failures: int = Field(3, ge=-1, le=1000)
-    """Worker failures survived before a training run gives up; -1 means any number."""
-    checkpoint_kimg: float = Field(50.0, ge=0.001, le=100_000)
-    """Images between two checkpoints, in kimg."""
-    keep_checkpoints: int = Field(2, ge=1, le=1000)
-    """Checkpoints kept."""
 
 
 class Tracking(Section):
@@ -228,9 +163,12 @@ class Config(Section):
     schedule: Schedule = Schedule()
     optimizer: Optimizer = Optimizer()
     augment: Augment = Augment()
+    encoder: EncoderConfig = EncoderConfig()
     search: Search = Search()
     inspect: Inspect = Inspect()
     audit: Audit = Audit()
+    serve: Serve = Serve()
+    export: Export = Export()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
     tune: Tune = Tune()
@@ -248,19 +186,41 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _batches_divide(self) -> "Config":
-        self.stages()
+    def _encoder_is_trained(self) -> "Config":
+        if self.search.encoder and not self.encoder.kimg:
+            raise ValueError("search.encoder=True needs encoder.kimg above 0, to have an encoder")
         return self
 
-    def stages(self) -> list[Stage]:
+    @model_validator(mode="after")
+    def _batches_divide(self) -> "Config":
+        for num_workers in self.cluster.worker_counts:
+            self.stages(num_workers)
+        return self
+
+    @model_validator(mode="after")
+    def _repeats(self) -> "Config":
+        moving = [name for name in self.augment.transforms if name in MOVING]
+        if self.cluster.deterministic and self.cluster.gpus_per_worker and moving:
+            raise ValueError(
+                f"cluster.deterministic=True cannot be kept on GPUs with augment.transforms "
+                f"{', '.join(moving)}, whose gradient PyTorch sums in any order there; leave "
+                "them out or set it false"
+            )
+        return self
+
+    def stages(self, num_workers: int | None = None) -> list[Stage]:
         """The plan of every stage.
+
+        Args:
+            num_workers: Workers that share a batch; None: cluster.num_workers.
 
         Raises:
             ValueError: If a batch cannot be shared out.
         """
         return self.schedule.stages(
             self.networks.resolution,
-            num_workers=self.cluster.num_workers,
+            num_workers=num_workers or self.cluster.num_workers,
+            worker_counts=self.cluster.worker_counts,
             group_size=self.networks.group_size,
             limit=self.cluster.images_per_pass,
         )

@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import tracking
+from cluster.calibration import calibration_for
 from cluster.config import Config
 from cluster.evaluate import evaluate_run
-from cluster.inspection import calibration_for, inspect_split
+from cluster.inspection import inspect_split
 from cluster.pack import CONTAMINATION, write_dataset
 from cluster.ray_session import ray_session
 from cluster.report import write_report

@@ -80,11 +80,12 @@ def check_ray(config: Config) -> Iterator[str]:
     with ray_session(cluster.num_workers * cluster.cpus_per_worker):
         have = ray.cluster_resources()
     for resource, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):
-        need = each * cluster.num_workers
+        need = each * cluster.worker_counts[0]
         if have.get(resource, 0.0) < need:
+            field = "min_workers" if cluster.min_workers else "num_workers"
             raise UserError(
-                f"cluster.num_workers={cluster.num_workers} need {need:g} {resource}, the cluster "
-                f"has {have.get(resource, 0.0):g}; lower cluster.num_workers or add nodes"
+                f"cluster.{field}={cluster.worker_counts[0]} need {need:g} {resource}, the cluster "
+                f"has {have.get(resource, 0.0):g}; lower cluster.{field} or add nodes"
             )
     where = os.environ.get("RAY_ADDRESS", "in process")
     yield f"{where}, {have.get('CPU', 0.0):g} CPU, {have.get('GPU', 0.0):g} GPU"

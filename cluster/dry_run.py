@@ -11,6 +11,7 @@ from rich.table import Table
 from cluster.config import Config
 from cluster.errors import UserError
 from cluster.probe import Probe, images_per_pass, memory_of, probe
+from cluster.progress import duration
 from cluster.ray_session import ray_session
 from cluster.schedule_config import Stage
 from cluster.train_loop import architecture_of, schedule_of
@@ -42,7 +43,9 @@ def dry_run(config: Config, index: DatasetIndex) -> None:
     architecture = architecture_of(config, index)
     memories = memory_of(config, architecture)
     _print(config, index, architecture, memories, found)
-    check_memory(config, memories, found)
+    # With fewer workers each of them holds more images.
+    fewest = config.cluster.model_copy(update={"num_workers": config.cluster.worker_counts[0]})
+    check_memory(config.model_copy(update={"cluster": fewest}), memories, found)
 
 
 def check_memory(config: Config, memories: list[StepMemory], found: Probe) -> None:
@@ -53,18 +56,18 @@ def check_memory(config: Config, memories: list[StepMemory], found: Probe) -> No
     """
     for stage, memory in zip(config.stages(), memories, strict=True):
         images = images_per_pass(config, stage)
-        if memory.total_bytes(images) <= found.memory_bytes:
+        needed = found.needed_bytes(memory, images)
+        if needed <= found.memory_bytes:
             continue
-        room = (found.memory_bytes - memory.fixed_bytes) // memory.image_bytes
         group = config.networks.group_size
-        fitting = room // group * group
+        fitting = found.fitting_images(memory) // group * group
         advice = (
             f"set cluster.images_per_pass={fitting} or less"
             if fitting >= group
             else "take fewer feature maps (networks.fmap_base, networks.fmap_max)"
         )
         raise UserError(
-            f"{stage.resolution} pixels need {memory.total_bytes(images) / _GIB:.1f} GiB for "
+            f"{stage.resolution} pixels need {needed / _GIB:.1f} GiB for "
             f"{images} images a worker at once, a worker on {found.device} has "
             f"{found.memory_bytes / _GIB:.1f} GiB; {advice}"
         )
@@ -87,7 +90,7 @@ def _print(
     console.width = max(console.width, _WIDTH)
     console.print(table)
     total_s = expected_s(config, found)
-    shown = "unknown: a stage does not fit" if total_s is None else _duration(total_s)
+    shown = "unknown: a stage does not fit" if total_s is None else duration(total_s)
     console.print(
         f"{schedule_of(config)[-1].end / 1000:,.0f} kimg; expected time {shown}, without start, "
         "checkpoints and waiting for data; ~ is extrapolated from the stage below"
@@ -117,7 +120,7 @@ def _rows(
         for network in networks:
             network.activate(number, fading=False)
         weights = [num_parameters(network, active=True) for network in networks]
-        needed = memory.total_bytes(images_per_pass(config, stage)) / _GIB
+        needed = found.needed_bytes(memory, images_per_pass(config, stage)) / _GIB
         step_s = found.step_s.get(stage.resolution)
         kimg_s = abs(step_s) * 1000 / stage.batch if step_s else None
         mark = "~" if step_s and step_s < 0 else ""
@@ -132,7 +135,7 @@ def _rows(
             f"{images:,}",
             f"{read_bytes / 1e9:.2f}",
             "-" if kimg_s is None else f"{mark}{kimg_s:.1f}",
-            "-" if kimg_s is None else mark + _duration(kimg_s * _kimg(stage)),
+            "-" if kimg_s is None else mark + duration(kimg_s * _kimg(stage)),
         ]
 
 
@@ -151,10 +154,3 @@ def _to_read(config: Config, index: DatasetIndex, stage: Stage) -> tuple[int, fl
 
 def _kimg(stage: Stage) -> float:
     return stage.steady_kimg + (stage.fade_kimg if stage.resolution > 4 else 0.0)
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    if hours >= 48:
-        return f"{hours / 24:.1f} days"
-    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.1f} min"

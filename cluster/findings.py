@@ -11,9 +11,6 @@ from cluster.suspects import Truth, judge
 from gan.contamination import COVERAGE, Contamination, estimate_contamination
 from gan.objective import weights_for_contamination
 
-# weights_for_contamination puts alpha's share at this multiple of c.
-_MARGIN = 0.5
-
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
@@ -93,15 +90,14 @@ def find(
 
 
 def recommended_weights(contamination: Contamination) -> tuple[float, float] | None:
-    """Gamma and alpha for the estimate, with alpha's share not below the interval's upper end.
+    """Gamma and alpha for the estimate.
 
     Returns:
         None without an estimate, or if half of the images or more are abnormal.
     """
     if contamination.estimate is None or contamination.estimate >= 0.5:
         return None
-    c = max(contamination.estimate, contamination.high / (1 + _MARGIN))
-    gamma, alpha = weights_for_contamination(min(c, 0.5 / (1 + _MARGIN)), margin=_MARGIN)
+    gamma, alpha = weights_for_contamination(contamination.estimate)
     return round(gamma, 3), round(alpha, 3)
 
 

@@ -1,43 +1,58 @@
-"""The batch job: latent search over every image of a split, one shard a unit of work.
+"""The batch job: latent search over every image of a split or folder, in units of work.
 
 A job that was killed is continued by running it again: it skips finished units (see
 `cluster.inspection_files`) and repeats the others whole.
 """
 
-import hashlib
 import json
 import time
 from collections import deque
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import ray
 from ray.exceptions import RayActorError, RayTaskError
-from sklearn.metrics import precision_recall_curve
 
 from cluster import __version__
+from cluster.calibration import (
+    calibration_for,
+    decide,
+    describe,
+    fit_calibration,
+    fit_score,
+    fused_scores,
+)
+from cluster.coco import write_regions
 from cluster.config import Config
 from cluster.errors import UserError
+from cluster.inputs import Inputs, Inspected, find_inputs, first_units
+from cluster.inspect_plan import fitting_actors, print_plan
 from cluster.inspection_files import (
     CLAIM,
     MANIFEST,
+    METRICS,
+    REPORT,
     finished_units,
     inspection_store,
     read_damaged,
     read_failed,
     read_manifest,
     read_scores,
-    unit_name,
+    update_rows,
 )
 from cluster.inspector import Inspector, Job, UnitSummary
-from cluster.model_store import Calibration, ModelCard, load_card, load_model, save_card
+from cluster.model_store import (
+    DECISION_FIELDS,
+    Calibration,
+    ModelCard,
+    load_card,
+    load_model,
+    save_card,
+)
 from cluster.progress import progress_bar
 from cluster.ray_session import ray_session
-from data.dataset import INDEX_NAME, DatasetIndex, ShardInfo, load_index
 from data.errors import DataError
+from data.patience import PatientStore
 from data.store import Store
-from gan.scores import conformal_threshold
 
 SCHEMA_VERSION = 1
 
@@ -47,15 +62,25 @@ def inspect_dataset(config: Config) -> int:
 
     Inspecting the validation split calibrates the model, with the search settings given.
     """
-    if config.inspect.split == "validation":
-        calibrate(config)
+    calibration: Calibration
+    if config.inspect.dry_run:
+        print_plan(config)
+        return 0
+    if config.inspect.split == "validation" and not config.inspect.source:
+        calibration = calibrate(config)
         config = config.model_copy(
             update={"inspect": config.inspect.model_copy(update={"dir": ""})}
         )
     else:
-        inspect_split(config, calibration_for(config))
+        calibration = calibration_for(config)
+        inspect_split(config, calibration)
     manifest = read_manifest(inspection_store(config))
     print(f"{manifest['images']} images scored, {manifest['failed']} inputs failed")
+    if manifest["files_ignored"]:
+        print(f"{manifest['files_ignored']} files are no images by their names: not looked at")
+    if manifest["units_left"]:
+        print(f"{manifest['units_left']} units are left; run again without inspect.limit")
+    print(f"decision: {describe(calibration)}")
     print(f"inspection: {inspection_store(config).uri}")
     return 0
 
@@ -67,79 +92,29 @@ def calibrate(config: Config) -> Calibration:
         The calibration, which is now part of the model.
 
     Raises:
-        UserError: If the validation split has too few normal images.
+        UserError: If the validation split has too few images for inspect.threshold.
     """
     # Always in the run directory: the scores belong to the model.
-    inspect = config.inspect.model_copy(update={"split": "validation", "dir": ""})
-    config = config.model_copy(update={"inspect": inspect})
+    whole = {"split": "validation", "dir": "", "source": "", "limit": 0}
+    config = config.model_copy(update={"inspect": config.inspect.model_copy(update=whole)})
     inspect_split(config, None)
-    calibration = fit_calibration(config, read_scores(inspection_store(config)))
+    out = inspection_store(config)
+    table = read_scores(out)
+    fusion = fit_score(config, table)
+    if fusion:
+        # In the files as well: an audit, say, compares with them.
+        update_rows(out, lambda rows: [{"score": s} for s in fused_scores(fusion, rows)])
+        table = read_scores(out)
+    calibration = fit_calibration(config, table, fusion)
     run = Store(config.run.dir)
     save_card(run, load_card(run).model_copy(update={"calibration": calibration}))
-    return calibration
-
-
-def fit_calibration(config: Config, table: pd.DataFrame) -> Calibration:
-    """Fit threshold and map scale on scored validation images.
-
-    Args:
-        config: Configuration the images were scored with.
-        table: Scores of the validation split.
-
-    Raises:
-        UserError: If there are too few normal images for the false-positive rate.
-    """
-    rate = config.inspect.false_positive_rate
-    normal = table[table["label"] == "normal"]
-    normal_scores = sorted(normal["score"])
-    try:
-        threshold = conformal_threshold(normal_scores, rate)
-    except ValueError as error:
-        raise UserError(f"cannot calibrate on {config.data.uri}: {error}") from None
-    return Calibration(
-        search=config.search,
-        seed=config.run.seed,
-        normal_scores=tuple(normal_scores),
-        map_scale=2.0 * float(np.quantile(normal["peak"], 1.0 - rate)),
-        false_positive_rate=rate,
-        threshold=threshold,
-        f1_threshold=_best_f1_threshold(table),
-    )
-
-
-def calibration_for(config: Config) -> Calibration:
-    """The model's calibration, if it was fitted with the settings of this inspection.
-
-    Raises:
-        UserError: If it was not.
-    """
-    calibration = load_card(Store(config.run.dir)).calibration
-    again = (
-        "calibrate first, with the same settings and `python -m cluster inspect "
-        f"--run.dir {config.run.dir} --inspect.split validation`"
-    )
-    if calibration is None:
-        raise UserError(f"the model in {config.run.dir} is not calibrated; {again}")
-    pairs = [
-        (f"search.{field}", value, getattr(calibration.search, field))
-        for field, value in config.search.model_dump().items()
-    ]
-    pairs.append(("run.seed", config.run.seed, calibration.seed))
-    rate = config.inspect.false_positive_rate
-    pairs.append(("inspect.false_positive_rate", rate, calibration.false_positive_rate))
-    for field, value, fitted in pairs:
-        if value != fitted:
-            raise UserError(
-                f"{field}={value!r} is not the {fitted!r} the model in {config.run.dir} was "
-                f"calibrated with; use that value, or {again}"
-            )
     return calibration
 
 
 def inspect_split(
     config: Config, calibration: Calibration | None, *, tiles_apart: bool = False
 ) -> dict[str, Any]:
-    """Score all shards of `inspect.split` that are not finished yet.
+    """Score all inputs, or as many as asked for, that are not finished yet.
 
     Args:
         config: Configuration.
@@ -152,13 +127,12 @@ def inspect_split(
     Raises:
         UserError: If model and data set do not go together, or the directory holds another job.
     """
-    index = load_index(Store(config.data.uri))
     # Whole, so that a damaged model is told here and not by actors that die of it.
     card = load_model(Store(config.run.dir)).card
-    _check_dataset(config, card, index)
+    _check_encoder(config, card)
+    inspected = find_inputs(config, card)
     job = Job(
-        run=Store(config.run.dir),
-        dataset=Store(config.data.uri),
+        run=PatientStore(config.run.dir, config.data.retry_s),
         out=inspection_store(config),
         search=config.search,
         seed=config.run.seed,
@@ -167,53 +141,43 @@ def inspect_split(
         num_threads=max(1, int(config.cluster.cpus_per_worker)),
         tiles_apart=tiles_apart,
     )
-    _claim(job, card)
-    shards = index.shards_of(config.inspect.split)
+    _claim(job, card, inspected)
     done = set(finished_units(job.out))
-    waiting = [shard for shard in shards if unit_name(shard) not in done]
+    wanted = first_units(inspected.units, config.inspect.limit)
+    waiting = [unit for unit in wanted if unit.name not in done]
     started_s = time.monotonic()
     summaries = run_units(job, waiting, config) if waiting else []
-    return _write_manifest(job, card, shards, summaries, time.monotonic() - started_s)
+    return _write_manifest(job, card, inspected, summaries, time.monotonic() - started_s)
 
 
-def run_units(job: Job, shards: list[ShardInfo], config: Config) -> list[UnitSummary]:
-    """Spread shards over a pool of actors; a dead actor is restarted and its shard repeated.
+def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary]:
+    """Spread units over a pool of actors; a dead actor is restarted and its unit repeated.
 
     Raises:
-        UserError: If the cluster has no room for an actor, or a shard kills its actor every time.
+        UserError: If the cluster has no room for an actor, or a unit kills its actor every time.
     """
     cluster = config.cluster
-    num_images = sum(shard.samples for shard in shards)
-    with ray_session(min(cluster.num_actors, len(shards)) * cluster.cpus_per_worker):
-        idle = _start_actors(job, min(cluster.num_actors, len(shards)), config)
-        waiting, summaries = deque(shards), list[UnitSummary]()
-        running: dict[Any, tuple[Any, ShardInfo]] = {}
-        with progress_bar("inspect", total=num_images, unit="image") as bar:
+    num_inputs = sum(unit.num_inputs for unit in units)
+    with ray_session(min(cluster.num_actors, len(units)) * cluster.cpus_per_worker):
+        idle = _start_actors(job, min(cluster.num_actors, len(units)), config)
+        waiting, summaries = deque(units), list[UnitSummary]()
+        running: dict[Any, tuple[Any, Inputs]] = {}
+        with progress_bar("inspect", total=num_inputs, unit="image") as bar:
             while waiting or running:
                 while idle and waiting:
-                    actor, shard = idle.pop(), waiting.popleft()
-                    running[actor.inspect.remote(shard)] = (actor, shard)
+                    actor, unit = idle.pop(), waiting.popleft()
+                    running[actor.inspect.remote(unit)] = (actor, unit)
                 (ready, *_), _ = ray.wait(list(running), num_returns=1)
-                actor, shard = running.pop(ready)
-                summary = _result(ready, shard)
-                summaries.append(summary)
-                bar.update(shard.samples)
+                actor, unit = running.pop(ready)
+                summaries.append(_result(ready, unit))
+                bar.update(unit.num_inputs)
                 idle.append(actor)
     return summaries
 
 
 def _start_actors(job: Job, wanted: int, config: Config) -> list[Any]:
-    """As many actors as fit into the cluster; one that waits for room would hold its shard."""
-    cluster, have = config.cluster, ray.cluster_resources()
-    fitting = int(have.get("CPU", 0.0) // cluster.cpus_per_worker)
-    if cluster.gpus_per_worker:
-        fitting = min(fitting, int(have.get("GPU", 0.0) // cluster.gpus_per_worker))
-    if fitting < 1:
-        raise UserError(
-            f"an inspection actor needs {cluster.cpus_per_worker:g} CPU and "
-            f"{cluster.gpus_per_worker:g} GPU, the cluster has {have.get('CPU', 0.0):g} and "
-            f"{have.get('GPU', 0.0):g}; lower cluster.cpus_per_worker or cluster.gpus_per_worker"
-        )
+    """As many actors as fit into the cluster; one that waits for room would hold its unit."""
+    cluster, fitting = config.cluster, fitting_actors(config)
     actor: Any = ray.remote(
         num_cpus=cluster.cpus_per_worker,
         num_gpus=cluster.gpus_per_worker,
@@ -223,14 +187,14 @@ def _start_actors(job: Job, wanted: int, config: Config) -> list[Any]:
     return [actor.remote(job) for _ in range(min(wanted, fitting))]
 
 
-def _result(ready: Any, shard: ShardInfo) -> UnitSummary:
+def _result(ready: Any, unit: Inputs) -> UnitSummary:
     try:
         summary: UnitSummary = ray.get(ready)
     except RayActorError as error:
         raise UserError(
-            f"{shard.path} killed the process that inspected it, each time "
+            f"{unit.source} killed the process that inspected it, each time "
             f"({str(error).splitlines()[0]}); look for a lack of memory, lower search.batch, or "
-            "take the shard out of the data set"
+            "take it out of what is inspected"
         ) from error
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, UserError | DataError) else error) from error
@@ -240,29 +204,34 @@ def _result(ready: Any, shard: ShardInfo) -> UnitSummary:
 def _write_manifest(
     job: Job,
     card: ModelCard,
-    shards: tuple[ShardInfo, ...],
+    inspected: Inspected,
     summaries: list[UnitSummary],
     elapsed_s: float,
 ) -> dict[str, Any]:
     finished = set(finished_units(job.out))
-    assert finished == {unit_name(shard) for shard in shards}, "units are missing or foreign"
-    table, num_failed = read_scores(job.out), len(read_failed(job.out))
+    done = [unit for unit in inspected.units if unit.name in finished]
+    assert len(done) == len(finished), "units are foreign"
+    table, num_failed = read_scores(job.out, ["tiles"]), len(read_failed(job.out))
     num_images = len(table)
-    expected = sum(shard.samples for shard in shards)
+    expected = sum(unit.num_inputs for unit in done)
     # A row of an image cut into tiles accounts for each of them.
     accounted = int(table["tiles"].sum()) + num_failed
     assert accounted >= expected, "an input is neither in scores nor in failed"
     if not summaries and job.out.exists(MANIFEST):
         return read_manifest(job.out)
+    if job.calibration:
+        write_regions(job.out)
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "code_version": __version__,
         "run_dir": job.run.uri,
-        "data_uri": job.dataset.uri,
-        "split": shards[0].split,
+        "data_uri": inspected.uri,
+        "split": inspected.split,
         "resolution": card.architecture["resolution"],
         "channels": card.architecture["channels"],
-        "units": len(shards),
+        "units": len(done),
+        "units_left": len(inspected.units) - len(done),
+        "files_ignored": len(inspected.ignored),
         "images": num_images,
         "failed": num_failed,
         "damaged_shards": read_damaged(job.out),
@@ -271,55 +240,58 @@ def _write_manifest(
         "images_per_s": round(sum(s.num_images for s in summaries) / elapsed_s, 3),
         "search": job.search.model_dump(),
         "calibration": job.calibration.model_dump() if job.calibration else None,
+        "decision": describe(job.calibration) if job.calibration else None,
     }
     job.out.write_bytes(MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
 
 
-def _check_dataset(config: Config, card: ModelCard, index: DatasetIndex) -> None:
-    for name in ("resolution", "channels"):
-        packed, wanted = getattr(index, name), card.architecture[name]
-        if packed != wanted:
-            raise UserError(
-                f"{config.data.uri} has {name}={packed}, the model in {config.run.dir} takes "
-                f"{wanted}; pack the images as the model needs them"
-            )
-    if not index.shards_of(config.inspect.split):
-        raise UserError(f"{config.data.uri} has no images in split {config.inspect.split}")
+def _check_encoder(config: Config, card: ModelCard) -> None:
+    if config.search.encoder and card.encoder_sha256 is None:
+        raise UserError(
+            f"search.encoder=True, but the model in {config.run.dir} has no encoder; run "
+            "`python -m cluster train` with this run.dir and encoder.kimg above 0, or set it False"
+        )
 
 
-def _claim(job: Job, card: ModelCard) -> None:
+def _claim(job: Job, card: ModelCard, inspected: Inspected) -> None:
     """Let a directory hold one inspection only, so that scores of two are never mixed.
 
     Scores of the validation split belong to the calibration being fitted: those of an older one are
-    removed.
+    removed. Where only the rule of the decision is another one, the scores there are decided anew.
     """
+    calibration = job.calibration.model_dump(mode="json") if job.calibration else {}
     identity = {
-        "data_uri": job.dataset.uri,
-        "dataset_sha256": hashlib.sha256(job.dataset.read_bytes(INDEX_NAME)).hexdigest(),
+        "data_uri": inspected.uri,
+        "dataset_sha256": inspected.sha256,
         "weights_sha256": card.weights_sha256,
+        "encoder_sha256": card.encoder_sha256,
         "search": job.search.model_dump(mode="json"),
         "seed": job.seed,
-        "calibration": job.calibration.model_dump(mode="json") if job.calibration else None,
+        "decision": {name: calibration.pop(name, None) for name in DECISION_FIELDS},
+        "calibration": calibration or None,
     }
     old = json.loads(job.out.read_bytes(CLAIM)) if job.out.exists(CLAIM) else identity
     differing = [name for name, value in identity.items() if value != old.get(name)]
-    if differing and job.calibration:
+    if differing == ["decision"] and job.calibration:
+        _decide_again(job, job.calibration)
+    elif differing and job.calibration:
         raise UserError(
             f"{job.out.uri} holds an inspection with another {' and '.join(differing)}; "
             "choose another inspect.dir or remove that folder"
         )
-    if differing:
+    elif differing:
         for path in job.out.list():
             job.out.delete(path)
     job.out.write_bytes(CLAIM, json.dumps(identity, indent=1).encode())
 
 
-def _best_f1_threshold(table: pd.DataFrame) -> float | None:
-    known = table[table["label"] != "unlabelled"]
-    truth = known["label"] == "abnormal"
-    if not truth.any():
-        return None
-    precision, recall, thresholds = precision_recall_curve(truth, known["score"])
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    return float(thresholds[np.argmax(f1[:-1])])
+def _decide_again(job: Job, calibration: Calibration) -> None:
+    """Put other decisions in the place of those there; killed midway, it is done again."""
+    old = read_manifest(job.out) if job.out.exists(MANIFEST) else None
+    for path in (MANIFEST, METRICS, REPORT):
+        job.out.delete(path)
+    update_rows(job.out, lambda rows: decide(calibration, [row["score"] for row in rows]))
+    if old:
+        new = {"calibration": calibration.model_dump(), "decision": describe(calibration)}
+        job.out.write_bytes(MANIFEST, json.dumps(old | new, indent=1).encode())

@@ -6,7 +6,7 @@ so files of a unit without scores do not count: they belong to a job that was st
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -16,17 +16,24 @@ import pyarrow.parquet
 from cluster.config import Config
 from cluster.errors import UserError
 from data.dataset import ShardInfo
+from data.patience import PatientStore
 from data.store import Store
 
 MANIFEST = "manifest.json"
+PLAIN = "images"
+"""Folder of an inspection of plain images."""
 CLAIM = "job.json"
+METRICS = "metrics.json"
+REGIONS = "regions.json"
+REPORT = "report.html"
 
 _BOX = ("x", "y", "width", "height", "area")
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("key", "source", "label", "kind", "group")),
         *((name, pa.int32()) for name in ("height", "width")),
-        *((name, pa.float64()) for name in ("score", "residual", "feature", "peak")),
+        *((name, pa.float64()) for name in ("score", "residual", "feature", "logit", "peak")),
+        ("terms", pa.list_(pa.list_(pa.float64()))),
         *((name, pa.int32()) for name in ("steps", "best_step", "tiles")),
         ("p_value", pa.float64()),
         ("decision", pa.string()),
@@ -41,10 +48,16 @@ SCHEMA = pa.schema(
 
 
 def inspection_store(config: Config) -> Store:
-    """Where an inspection writes: inspect.dir, else <run.dir>/inspection/<split>."""
-    if config.inspect.dir:
-        return Store(config.inspect.dir)
-    return Store(config.run.dir).child("inspection", config.inspect.split)
+    """Where an inspection writes: inspect.dir, else <run.dir>/inspection/<split or `images`>."""
+    inspect, retry_s = config.inspect, config.data.retry_s
+    if inspect.dir:
+        return PatientStore(inspect.dir, retry_s)
+    return PatientStore(config.run.dir, retry_s).child("inspection", inspection_folder(config))
+
+
+def inspection_folder(config: Config) -> str:
+    """Name of the folder of an inspection in its run."""
+    return PLAIN if config.inspect.source else config.inspect.split
 
 
 def unit_name(shard: ShardInfo) -> str:
@@ -67,6 +80,11 @@ def damaged_path(unit: str) -> str:
     return f"failed/{unit}.damaged"
 
 
+def pixels_path(unit: str) -> str:
+    """Counts of map values of a unit, see `cluster.pixel_metrics`."""
+    return f"pixels/{unit}.npz"
+
+
 def picture_path(unit: str, key: str, what: str) -> str:
     """Picture of an image: `image`, `reconstruction`, `overlay`, or `map` (16 bit)."""
     return f"maps/{unit}/{key}.{what}.png"
@@ -85,8 +103,9 @@ def write_unit(
     failed: list[dict[str, str]],
     *,
     intact: bool = True,
+    pixels: bytes | None = None,
 ) -> None:
-    """Write what failed, then the scores, which make the unit finished.
+    """Write what failed and what was counted, then the scores, which make the unit finished.
 
     Args:
         out: Where the inspection writes.
@@ -94,32 +113,75 @@ def write_unit(
         rows: Scored images, with the columns of `SCHEMA`.
         failed: Inputs that could not be scored: key, source, reason.
         intact: Whether the shard is the one that was packed.
+        pixels: Counts of map values, where there is something to compare them with.
     """
     lines = "".join(f"{json.dumps(row)}\n" for row in failed)
-    for path, content in ((failed_path(unit), lines), (damaged_path(unit), "" if intact else unit)):
+    beside = {
+        failed_path(unit): lines.encode(),
+        damaged_path(unit): b"" if intact else unit.encode(),
+        pixels_path(unit): pixels or b"",
+    }
+    for path, content in beside.items():
         # An earlier attempt that was stopped may have left a file that is no longer true.
         if content:
-            out.write_bytes(path, content.encode())
+            out.write_bytes(path, content)
         else:
             out.delete(path)
+    _write_rows(out, unit, rows)
+
+
+def update_rows(
+    out: Store, columns: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+) -> None:
+    """Change columns of every scored image; each file changes as a whole.
+
+    Args:
+        out: Where the inspection writes.
+        columns: New values of some columns, for the rows of a unit.
+    """
+    for unit in finished_units(out):
+        rows = pa.parquet.read_table(io.BytesIO(out.read_bytes(scores_path(unit)))).to_pylist()
+        changed = [row | new for row, new in zip(rows, columns(rows), strict=True)]
+        _write_rows(out, unit, changed)
+
+
+def _write_rows(out: Store, unit: str, rows: list[dict[str, Any]]) -> None:
     buffer = io.BytesIO()
     pa.parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer)
     out.write_bytes(scores_path(unit), buffer.getvalue())
 
 
-def read_scores(out: Store) -> pd.DataFrame:
-    """Scores of all finished units, sorted by key, with a column `unit`.
+def each_scores(out: Store, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:
+    """Scores of the finished units, one table at a time, with a column `unit`.
+
+    Args:
+        out: Where the inspection writes.
+        columns: Columns of `SCHEMA` wanted beside `key`; None is all.
 
     Raises:
-        UserError: If there are none or an image was scored twice.
+        UserError: If there are none.
     """
     units = finished_units(out)
     if not units:
         raise UserError(f"{out.uri} holds no scores; run `python -m cluster inspect` first")
-    tables = [
-        pd.read_parquet(io.BytesIO(out.read_bytes(scores_path(unit)))).assign(unit=unit)
-        for unit in units
-    ]
+    wanted = None if columns is None else ["key", *columns]
+    for unit in units:
+        content = io.BytesIO(out.read_bytes(scores_path(unit)))
+        yield pd.read_parquet(content, columns=wanted).assign(unit=unit)
+
+
+def read_scores(out: Store, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """Scores of all finished units, sorted by key, with a column `unit`.
+
+    Args:
+        out: Where the inspection writes.
+        columns: Columns of `SCHEMA` wanted beside `key`, of which fewer take less memory; None is
+            all.
+
+    Raises:
+        UserError: If there are none or an image was scored twice.
+    """
+    tables = list(each_scores(out, columns))
     table = pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True)
     twice = table["key"][table["key"].duplicated()]
     if len(twice):
@@ -127,15 +189,17 @@ def read_scores(out: Store) -> pd.DataFrame:
     return table.sort_values("key", ignore_index=True)
 
 
+def each_failed(out: Store) -> Iterator[list[dict[str, str]]]:
+    """Inputs that could not be scored: for each finished unit with any, key, source, reason."""
+    paths = set(out.list("failed/", ".jsonl"))
+    for path in map(failed_path, finished_units(out)):
+        if path in paths:
+            yield [json.loads(line) for line in out.read_bytes(path).decode().splitlines()]
+
+
 def read_failed(out: Store) -> list[dict[str, str]]:
     """Inputs of finished units that could not be scored: key, source, reason."""
-    units: Iterable[str] = finished_units(out)
-    paths = set(out.list("failed/", ".jsonl"))
-    lines: list[str] = []
-    for path in map(failed_path, units):
-        if path in paths:
-            lines += out.read_bytes(path).decode().splitlines()
-    return [json.loads(line) for line in lines]
+    return [row for rows in each_failed(out) for row in rows]
 
 
 def read_damaged(out: Store) -> list[str]:

@@ -36,6 +36,7 @@ MEANINGS = {
     "data/wait_s": "time waited for training images since the last row, in seconds, rank 0",
     "data/wait_share": "the same as a share of the time since the last row",
     "data/lost_images": "training images that could not be read, rank 0",
+    "ranks/num_workers": "training workers",
     "ranks/wait_share_max": "data/wait_share of the rank that waited longest",
     "ranks/wait_share_min": "data/wait_share of the rank that waited least",
     "ranks/images_per_s_min": "training images per second of the slowest rank, its own share",

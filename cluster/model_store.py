@@ -1,20 +1,29 @@
-"""Models in a run directory: a folder each, with `weights.safetensors` and `model.json`."""
+"""Models in a run directory: a folder each, with `weights.safetensors` and `model.json`.
+
+The finished model may have an encoder, in `encoder.safetensors` beside them: a file of its own,
+because it comes later and a model must be whole all the time.
+"""
 
 import hashlib
 import json
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from torch import nn
 
 from cluster import __version__
-from cluster.config import ObjectiveConfig, Search
+from cluster.config import ObjectiveConfig
 from cluster.errors import UserError
+from cluster.search_config import Search
 from data.errors import DataError
+from data.preparation import Preparation
 from data.store import Store
-from gan.model import Architecture, networks_from_bytes, weights_to_bytes
+from gan.encoder import Encoder
+from gan.fusion import Fusion
+from gan.model import Architecture, encoder_from_bytes, networks_from_bytes, weights_to_bytes
 from gan.networks import Discriminator, Generator
+from gan.thresholds import Rule, Thresholds
 
 SCHEMA_VERSION = 1
 NORMALISATION = "x / 127.5 - 1"
@@ -22,10 +31,19 @@ MODEL = "model"
 """Folder of the finished model."""
 CARD = f"{MODEL}/model.json"
 _WEIGHTS = "weights.safetensors"
+_ENCODER = "encoder.safetensors"
+
+
+DECISION_FIELDS = ("false_positive_rate", "miss_rate", "rule", "thresholds")
+"""Fields of a calibration that follow from its others and the rule asked for."""
 
 
 class Calibration(BaseModel):
-    """What turns a score into a decision; fitted on validation images only."""
+    """What turns a score into a decision; fitted on validation images only.
+
+    It holds the scores it was fitted on, so that another rule needs no search (see
+    `cluster.calibration`).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -35,15 +53,26 @@ class Calibration(BaseModel):
     """Seed of the starting latents."""
     normal_scores: tuple[float, ...]
     """Scores of the normal validation images, ascending."""
+    abnormal_scores: tuple[float, ...]
+    """Scores of the known abnormal validation images, ascending."""
+    fusion: Fusion | None
+    """How terms become the score `fused`; None where the score is another one."""
     map_scale: float
-    """Map value shown as full scale: twice the peak that the false-positive rate's share of normal
-    validation images exceeds."""
+    """Map value shown as full scale: twice the peak that one in twenty normal validation images
+    exceeds."""
     false_positive_rate: float
     """Share of normals that may be called abnormal."""
-    threshold: float
-    """Scores above it have a conformal p-value of at most the false-positive rate."""
-    f1_threshold: float | None
-    """Scores from it on are abnormal at the best F1 on labelled validation images, if any."""
+    miss_rate: float
+    """Share of defects that a reject band may call normal; 0 stands for none of the known."""
+    rule: Rule
+    """Which thresholds decide."""
+    thresholds: dict[Rule, Thresholds]
+    """Those of every rule for which the validation images suffice."""
+
+    @property
+    def chosen(self) -> Thresholds:
+        """The thresholds that decide."""
+        return self.thresholds[self.rule]
 
 
 class ModelCard(BaseModel):
@@ -55,11 +84,20 @@ class ModelCard(BaseModel):
     code_version: str
     architecture: dict[str, int]
     normalisation: str
+    preparation: Preparation | None = None
     objective: ObjectiveConfig
     images_seen: int
     weights_sha256: str
     calibration: Calibration | None
     validation_auroc: float | None = None
+    encoder_sha256: str | None = None
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _forget_older_form(cls, value: Any) -> Any:
+        """Without thresholds or fusion: the model is whole, but not calibrated."""
+        older = isinstance(value, dict) and not {"thresholds", "fusion"} <= value.keys()
+        return None if older else value
 
 
 @dataclass(frozen=True)
@@ -70,11 +108,13 @@ class Model:
         card: What model.json says.
         generator: Frozen generator (its moving average).
         discriminator: Frozen discriminator.
+        encoder: Frozen encoder, where the model has one.
     """
 
     card: ModelCard
     generator: Generator
     discriminator: Discriminator
+    encoder: Encoder | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -92,19 +132,21 @@ def save_model(
     generator: nn.Module,
     discriminator: nn.Module,
     *,
+    preparation: Preparation,
     objective: ObjectiveConfig,
     images_seen: int,
     folder: str = MODEL,
     validation_auroc: float | None = None,
 ) -> None:
     """Write weights, then model.json, so that a model with a card is whole."""
-    weights = weights_to_bytes(generator, discriminator)
+    weights = weights_to_bytes(generator=generator, discriminator=discriminator)
     run.write_bytes(f"{folder}/{_WEIGHTS}", weights)
     card = ModelCard(
         schema_version=SCHEMA_VERSION,
         code_version=__version__,
         architecture=architecture.to_dict(),
         normalisation=NORMALISATION,
+        preparation=preparation,
         objective=objective,
         images_seen=images_seen,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
@@ -114,8 +156,16 @@ def save_model(
     save_card(run, card, folder)
 
 
+def save_encoder(run: Store, encoder: nn.Module) -> None:
+    """Give the finished model an encoder; what was calibrated without it no longer counts."""
+    weights = weights_to_bytes(encoder=encoder)
+    run.write_bytes(f"{MODEL}/{_ENCODER}", weights)
+    added = {"encoder_sha256": hashlib.sha256(weights).hexdigest(), "calibration": None}
+    save_card(run, load_card(run).model_copy(update=added))
+
+
 def copy_model(run: Store, source: str, target: str) -> None:
-    """Copy the model in one folder of a run directory to another one, its card last."""
+    """Copy a model without encoder from one folder of a run directory to another, its card last."""
     run.write_bytes(f"{target}/{_WEIGHTS}", run.read_bytes(f"{source}/{_WEIGHTS}"))
     save_card(run, load_card(run, source), target)
 
@@ -155,17 +205,26 @@ def load_model(run: Store, folder: str = MODEL) -> Model:
         UserError: If it is missing, damaged, or from a newer version.
     """
     card = load_card(run, folder)
-    path = f"{folder}/{_WEIGHTS}"
+    encoder = None
     try:
-        weights = run.read_bytes(path)
-        if hashlib.sha256(weights).hexdigest() != card.weights_sha256:
-            raise UserError(f"{run.url(path)} does not match its sha256 in model.json; train again")
-        networks = networks_from_bytes(Architecture.from_dict(card.architecture), weights)
+        architecture = Architecture.from_dict(card.architecture)
+        weights = _read_checked(run, f"{folder}/{_WEIGHTS}", card.weights_sha256)
+        networks = networks_from_bytes(architecture, weights)
+        if card.encoder_sha256:
+            weights = _read_checked(run, f"{folder}/{_ENCODER}", card.encoder_sha256)
+            encoder = encoder_from_bytes(architecture, weights)
     except (DataError, UserError):
         raise
     except ValueError as error:
         raise UserError(f"{run.uri}: {error}; train again") from None
-    return Model(card, *networks)
+    return Model(card, *networks, encoder)
+
+
+def _read_checked(run: Store, path: str, sha256: str) -> bytes:
+    payload = run.read_bytes(path)
+    if hashlib.sha256(payload).hexdigest() != sha256:
+        raise UserError(f"{run.url(path)} does not match its sha256 in model.json; train again")
+    return payload
 
 
 def _card(folder: str) -> str:

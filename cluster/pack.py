@@ -106,7 +106,8 @@ def plan_for(config: Config) -> Plan:
         channels=chosen.channels,
         source=chosen.source,
         contamination=known,
-        reading=f"format {chosen.format}, 16-bit levels {chosen.black_level}..{chosen.white_level}",
+        levels=(chosen.black_level, chosen.white_level),
+        reading=f"format {chosen.format}",
     )
     if known is not None or not chosen.contamination:
         return make_plan(items, settings)

@@ -21,6 +21,10 @@ _NUM_TIMED = 4
 # Four times the pixels, about half the channels, two networks more: from stage to stage never
 # less work than this, so a stage that would not end in time is extrapolated instead.
 _GROWTH = 4.0
+# What a process on the CPU takes for the tensors of a step, fitted to its growth at 16, 32 and 64
+# pixels: convolutions keep code and blocked copies, and freed memory lies in pieces. On a GPU the
+# work space of convolutions is not measured.
+_CPU_FACTOR, _CPU_BYTES = 1.4, 60 * 2**20
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -33,11 +37,24 @@ class Probe:
         memory_bytes: Memory that one worker may use.
         step_s: Seconds of one step, by resolution; negative where it is extrapolated, absent where
             the step does not fit into memory.
+        own_bytes: Memory that a worker takes whatever it trains.
+        factor: Memory taken for each byte of a step's tensors.
     """
 
     device: str
     memory_bytes: int
     step_s: dict[int, float]
+    own_bytes: int = 0
+    factor: float = 1.0
+
+    def needed_bytes(self, memory: StepMemory, images: int) -> int:
+        """Memory of a worker that trains on so many images at once."""
+        return self.own_bytes + round(self.factor * memory.total_bytes(images))
+
+    def fitting_images(self, memory: StepMemory) -> int:
+        """Most images at once that its memory holds."""
+        room = (self.memory_bytes - self.own_bytes) / self.factor - memory.fixed_bytes
+        return max(0, int(room // memory.image_bytes))
 
 
 def memory_of(config: Config, architecture: Architecture) -> list[StepMemory]:
@@ -62,23 +79,37 @@ def probe(values: dict[str, Any], channels: int, workers_per_node: int) -> Probe
     config = Config.model_validate(values)
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    memory_bytes = _memory_bytes(device) // (1 if device.type == "cuda" else workers_per_node)
+    found = _machine(device, workers_per_node)
     architecture = Architecture(**config.networks.model_dump(), channels=channels)
     memories = memory_of(config, architecture)
     rates = Rates(generator_lr=1e-9, discriminator_lr=1e-9, ema_half_life_kimg=1.0)
     state = TrainingState(architecture, rates, seed=0, rank=0, device=device)
     deadline, last_s = time.monotonic() + _PROBE_S, 0.0
-    step_s: dict[int, float] = {}
     for number, (stage, memory) in enumerate(zip(config.stages(), memories, strict=True)):
-        if memory.total_bytes(images_per_pass(config, stage)) > memory_bytes:
+        if found.needed_bytes(memory, images_per_pass(config, stage)) > found.memory_bytes:
             break
         if _GROWTH * last_s * _NUM_TIMED > deadline - time.monotonic():
             last_s *= _GROWTH
-            step_s[stage.resolution] = -last_s
+            found.step_s[stage.resolution] = -last_s
         else:
-            last_s = step_s[stage.resolution] = _step_s(config, state, number, channels)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    return Probe(device=name, memory_bytes=memory_bytes, step_s=step_s)
+            last_s = found.step_s[stage.resolution] = _step_s(config, state, number, channels)
+    return found
+
+
+def _machine(device: torch.device, workers_per_node: int) -> Probe:
+    """The machine, with no step timed yet."""
+    memory_bytes = _memory_bytes(device)
+    if device.type == "cuda":
+        return Probe(device=torch.cuda.get_device_name(), memory_bytes=memory_bytes, step_s={})
+    # So far this process holds Python and the libraries.
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return Probe(
+        device="CPU",
+        memory_bytes=memory_bytes // workers_per_node,
+        step_s={},
+        own_bytes=pages * os.sysconf("SC_PAGE_SIZE") + _CPU_BYTES,
+        factor=_CPU_FACTOR,
+    )
 
 
 def _step_s(config: Config, state: TrainingState, number: int, channels: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.train import UserCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
 
 from cluster.errors import UserError
@@ -116,7 +117,10 @@ def remote_progress(description: str, *, total: int, unit: str) -> Iterator[Any]
     Yields:
         Handle of a `ProgressBoard` actor, to be passed to the workers.
     """
-    board: Any = ray.remote(num_cpus=0)(ProgressBoard).remote()
+    # Beside the command itself, so that no other machine can take it along when it is lost.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0)(ProgressBoard)
+    board = actor.options(scheduling_strategy=here).remote()
     stop = threading.Event()
     with progress_bar(description, total=total, unit=unit) as bar:
         thread = threading.Thread(target=_show, args=(board, bar, stop), daemon=True)
@@ -159,3 +163,11 @@ def show(bar: "tqdm[Any]", done: int, start: int | None, text: tuple[str, str]) 
         bar.set_description(text[0], refresh=False)
         bar.set_postfix_str(text[1], refresh=False)
     bar.update(done - bar.n)
+
+
+def duration(seconds: float) -> str:
+    """A time to wait, in the unit people would use."""
+    minutes, hours = seconds / 60, seconds / 3600
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    return f"{hours:.1f} h" if hours >= 1 else f"{minutes:.1f} min"

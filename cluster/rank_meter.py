@@ -54,6 +54,7 @@ class RankMeter:
             "train/memory_gib": memory_gib,
             "data/wait_s": self._wait_s,
             "data/wait_share": wait_share,
+            "ranks/num_workers": float(self._world_size),
         }
         if self._world_size > 1:
             own = images_per_s / self._world_size

@@ -1,43 +1,53 @@
-"""The static page a quality engineer reads: what was found, how surely, and what failed."""
+"""The page a quality engineer reads: what was found, how surely, and what failed.
+
+`report.html` holds numbers, charts and the code of the gallery; its data lie beside it in `report/`
+(see `cluster.report_data`), its pictures in `maps/`. It opens from disk.
+"""
 
 import json
-import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from cluster.charts import roc_chart, score_histogram
+from cluster.charts import precision_recall_chart, roc_chart, score_histogram
 from cluster.config import Config
-from cluster.evaluate import EXPLANATIONS, METRICS
+from cluster.evaluate import EXPLANATIONS
 from cluster.inspection_files import (
     MANIFEST,
+    METRICS,
+    REGIONS,
+    REPORT,
+    inspection_folder,
     inspection_store,
     picture_path,
-    read_failed,
     read_manifest,
-    read_scores,
 )
 from cluster.page import fill
+from cluster.report_data import MAX_BOXES, ReportData, write_data
 from cluster.tracking import log_results
 from data.store import Store
 
-REPORT = "report.html"
-MAX_IMAGES = 500
-"""Images in the gallery, and rows in the table of failed inputs, at most."""
-
-_PICTURES = ("image", "reconstruction", "overlay")
+_PICTURES = ("image", "reconstruction", "overlay", "map")
+_LABELS, _DECISIONS = ("normal", "abnormal", "unlabelled"), ("normal", "review", "abnormal")
 _TILES = {
     "auroc": "AUROC",
     "auroc_seen": "AUROC, seen kinds",
     "auroc_unseen": "AUROC, unseen kinds",
     "average_precision": "average precision",
+    "fpr_at_95_recall": "false positives at 95 % recall",
+    "pixel_auroc": "pixel AUROC",
+    "aupro": "AUPRO",
     "best_f1": "best F1",
     "f1": "F1",
     "precision": "precision",
     "recall": "recall",
     "false_positive_rate": "false-positive rate",
+    "escape_rate": "escapes",
+    "review_rate": "left for review",
 }
+"""Metrics that are shown where they are known, in this order."""
 
 
 def write_report(config: Config) -> int:
@@ -47,102 +57,151 @@ def write_report(config: Config) -> int:
         UserError: If the inspection has not finished.
     """
     out = inspection_store(config)
-    html = render(out)
-    out.write_bytes(REPORT, html.encode())
-    linked = re.findall(r'(?:src|href)="(maps/[^"]+)"', html)
-    tables = out.list("scores/", ".parquet") + out.list("failed/", ".jsonl")
-    files = sorted({REPORT, MANIFEST, *tables, *linked})
-    folder = f"inspection/{config.inspect.split}"
-    log_results(config, {}, {f"{folder}/{path}": out.read_bytes(path) for path in files})
+    data = build_report(out)
+    prefix = f"inspection/{inspection_folder(config)}/"
+    log_results(config, {}, _Files(out, prefix, _paths_to_log(out, data)))
     print(f"report: {out.url(REPORT)}")
     return 0
 
 
-def render(out: Store) -> str:
-    """The report of the inspection in `out` as HTML; pictures are linked relative to it.
+def build_report(out: Store) -> ReportData:
+    """Write the report of the inspection in `out`: its data files, then the page.
 
     Raises:
         UserError: If the inspection has not finished.
     """
     manifest = read_manifest(out)
-    table = read_scores(out)
-    table["outcome"] = outcomes(table)
-    failed = read_failed(out)
-    calibration = manifest["calibration"] or {}
-    shown = choose(table, MAX_IMAGES)
+    data = write_data(out)
+    metrics = json.loads(out.read_bytes(METRICS)) if out.exists(METRICS) else {}
+    out.write_bytes(REPORT, render(manifest, metrics, data).encode())
+    return data
+
+
+def render(manifest: dict[str, Any], metrics: dict[str, Any], data: ReportData) -> str:
+    """The page as HTML; data and pictures are linked relative to it.
+
+    Args:
+        manifest: Of the inspection.
+        metrics: Contents of metrics.json, empty where nothing was evaluated.
+        data: What was written beside the page.
+    """
+    images, calibration = data.images, manifest["calibration"] or {}
+    thresholds = threshold_lines(calibration)
+    charts = []
+    if len(images):
+        found = (
+            score_histogram(images, thresholds),
+            roc_chart(images),
+            precision_recall_chart(images),
+        )
+        charts = [chart for chart in found if chart]
     return fill(
         "report.html",
         manifest=manifest,
-        threshold=calibration.get("threshold"),
-        rate=calibration.get("false_positive_rate"),
-        counts=_counts(table),
-        tiles=_tiles(out),
-        by_kind=_read_metrics(out).get("auroc_by_kind", {}),
-        histogram=score_histogram(table, calibration.get("threshold")) if len(table) else None,
-        roc=roc_chart(table),
-        cards=_cards(shown),
-        failed=failed[:MAX_IMAGES],
-        num_failed=len(failed),
+        thresholds=thresholds,
+        decision=manifest.get("decision"),
+        counts=_counts(images),
+        tiles=_tiles(metrics),
+        kinds=_kinds(images, metrics.get("auroc_by_kind", {})),
+        confusion=confusion(images),
+        charts=charts,
+        data=data,
+        max_boxes=MAX_BOXES,
     )
 
 
-def outcomes(table: pd.DataFrame) -> "pd.Series[str]":
-    """Each image: `missed`, `false alarm`, or the empty text (decided right, or nothing known)."""
-    label, decision = table["label"], table["decision"]
-    missed = (label == "abnormal") & (decision == "normal")
-    alarm = (label == "normal") & (decision == "abnormal")
-    outcome = np.select([missed, alarm], ["missed", "false alarm"], "")
-    return pd.Series(outcome, index=table.index, dtype="str")
+def threshold_lines(calibration: Mapping[str, Any]) -> dict[str, float]:
+    """Scores at which the decision changes, by what they mean; empty without a calibration."""
+    if "threshold" in calibration:
+        return {"abnormal above": calibration["threshold"]}
+    if "thresholds" not in calibration:
+        return {}
+    low, high = (calibration["thresholds"][calibration["rule"]][side] for side in ("low", "high"))
+    return ({"review from": low} if low < high else {}) | {"abnormal from": high}
 
 
-def choose(table: pd.DataFrame, limit: int) -> pd.DataFrame:
-    """Rows for the gallery, highest score first.
-
-    Missed anomalies score low, so up to half of the places are theirs; the highest scores get the
-    others.
-    """
-    missed = table[table["outcome"] == "missed"].nlargest(limit // 2, "score")
-    others = table.drop(missed.index).nlargest(limit - len(missed), "score")
-    return pd.concat([missed, others]).sort_values("score", ascending=False, kind="stable")
-
-
-def _counts(table: pd.DataFrame) -> dict[str, int]:
+def confusion(images: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Number of images by label, then by decision; empty unless all images were decided."""
+    if not len(images) or images["decision"].isna().any():
+        return {}
+    pairs = images.groupby(["label", "decision"]).size()
+    # Whoever has nobody to review needs no column for it.
+    used = [each for each in _DECISIONS if each != "review" or (images["decision"] == each).any()]
     return {
-        "images": len(table),
-        "labelled": int((table["label"] != "unlabelled").sum()),
-        "decided": int(table["decision"].notna().sum()),
-        "abnormal": int((table["decision"] == "abnormal").sum()),
-        "missed": int((table["outcome"] == "missed").sum()),
-        "false_alarms": int((table["outcome"] == "false alarm").sum()),
+        label: {decision: int(pairs.get((label, decision), 0)) for decision in used}
+        for label in _LABELS
+        if (images["label"] == label).any()
     }
 
 
-def _read_metrics(out: Store) -> dict[str, Any]:
-    if not out.exists(METRICS):
-        return {}
-    metrics: dict[str, Any] = json.loads(out.read_bytes(METRICS))
-    return metrics
+def _tiles(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Title, value, interval (empty where none is known) and explanation of each known metric."""
+    intervals, tiles = metrics.get("intervals", {}), []
+    for name, title in _TILES.items():
+        if metrics.get(name) is None:
+            continue
+        bounds = intervals.get(name)
+        interval = f"{bounds[0]:.3f}–{bounds[1]:.3f}" if bounds else ""
+        text = EXPLANATIONS.get(name, "")
+        tiles.append(
+            {"title": title, "value": f"{metrics[name]:.3f}", "interval": interval, "text": text}
+        )
+    return tiles
 
 
-def _tiles(out: Store) -> list[dict[str, str]]:
-    metrics = _read_metrics(out)
+def _kinds(images: pd.DataFrame, by_kind: Mapping[str, float | None]) -> list[dict[str, Any]]:
+    """Kinds of anomaly with their number of images, how many were missed, and their AUROC."""
+    if not len(images):
+        return []
+    abnormal = images[images["label"] == "abnormal"]
     return [
-        {"title": title, "value": f"{metrics[name]:.3f}", "text": EXPLANATIONS[name]}
-        for name, title in _TILES.items()
-        if metrics.get(name) is not None
+        {
+            "kind": kind,
+            "images": len(rows),
+            "missed": int((rows["outcome"] == "missed").sum()),
+            "auroc": by_kind.get(kind),
+        }
+        for kind, rows in abnormal.groupby("kind")
     ]
 
 
-def _cards(shown: pd.DataFrame) -> list[dict[str, Any]]:
-    cards = []
-    for row in shown.to_dict("records"):
-        card = {str(name): value for name, value in row.items()}
-        card["p_value"] = None if pd.isna(row["p_value"]) else row["p_value"]
-        card["decision"] = None if pd.isna(row["decision"]) else row["decision"]
-        card["pictures"] = {}
-        if row["pictures"]:
-            unit, key = row["unit"], row["key"]
-            card["pictures"] = {what: picture_path(unit, key, what) for what in _PICTURES}
-            card["map"] = picture_path(unit, key, "map")
-        cards.append(card)
-    return cards
+def _counts(images: pd.DataFrame) -> dict[str, int]:
+    return {
+        "images": len(images),
+        "labelled": int((images["label"] != "unlabelled").sum()),
+        "decided": int(images["decision"].notna().sum()),
+        "review": int((images["decision"] == "review").sum()),
+        "abnormal": int((images["decision"] == "abnormal").sum()),
+        "missed": int((images["outcome"] == "missed").sum()),
+        "false_alarms": int((images["outcome"] == "false alarm").sum()),
+    }
+
+
+def _paths_to_log(out: Store, data: ReportData) -> list[str]:
+    pictured = data.pictured[data.pictured["pictures"]]
+    pictures = [
+        picture_path(unit, key, what)
+        for unit, key in zip(pictured["unit"], pictured["key"], strict=True)
+        for what in _PICTURES
+    ]
+    tables = out.list("scores/", ".parquet") + out.list("failed/", ".jsonl")
+    regions = [REGIONS] if out.exists(REGIONS) else []
+    return [REPORT, MANIFEST, *regions, *data.row_files, *data.failed_files, *tables, *pictures]
+
+
+@dataclass(frozen=True)
+class _Files(Mapping[str, bytes]):
+    """Files of a store, under a prefix, each read when it is asked for."""
+
+    store: Store
+    prefix: str
+    paths: list[str]
+
+    def __getitem__(self, name: str) -> bytes:
+        return self.store.read_bytes(name.removeprefix(self.prefix))
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{self.prefix}{path}" for path in self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)

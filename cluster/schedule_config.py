@@ -1,6 +1,7 @@
 """When each resolution trains and with how many images: the section `schedule`."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -65,13 +66,20 @@ class Schedule(Section):
     """Other values at a resolution, such as {1024: {batch: 8, abnormal_batch: 4}}, by pixels."""
 
     def stages(
-        self, resolution: int, *, num_workers: int, group_size: int, limit: int
+        self,
+        resolution: int,
+        *,
+        num_workers: int,
+        worker_counts: Sequence[int],
+        group_size: int,
+        limit: int,
     ) -> list[Stage]:
         """The plan of every stage up to a final resolution.
 
         Args:
             resolution: Side of the final images, in pixels.
             num_workers: Workers that share a batch.
+            worker_counts: All numbers of them that must be able to.
             group_size: Images of a minibatch-std group, which no share may cut.
             limit: Most training images that a worker computes at once, 0 for all.
 
@@ -89,7 +97,7 @@ class Schedule(Section):
             } | own
             for name in ("batch", "abnormal_batch"):
                 where = f"schedule.at.{side}.{name}" if name in own else f"schedule.{name}"
-                _check_shares(where, plan[name], num_workers, group_size)
+                _check_shares(where, plan[name], worker_counts, group_size)
             shares = [plan[name] // num_workers for name in ("batch", "abnormal_batch")]
             parts = _num_parts(side, shares, group_size, limit)
             result.append(Stage(resolution=side, num_parts=parts, **plan))
@@ -99,13 +107,17 @@ class Schedule(Section):
         return next((own for key, own in self.at.items() if key == side), AtResolution())
 
 
-def _check_shares(where: str, size: int, num_workers: int, group_size: int) -> None:
-    each = num_workers * group_size
-    if size % each:
-        raise ValueError(
-            f"{where}={size} must be a multiple of cluster.num_workers x networks.group_size = "
-            f"{num_workers} x {group_size}; use {-(-size // each) * each}"
+def _check_shares(where: str, size: int, counts: Sequence[int], group_size: int) -> None:
+    each = math.lcm(*counts) * group_size
+    if not size % each:
+        return
+    what = f"cluster.num_workers x networks.group_size = {counts[-1]} x {group_size}"
+    if len(counts) > 1:
+        what = (
+            f"{each}, so that any number of workers from cluster.min_workers={counts[0]} to "
+            f"cluster.num_workers={counts[-1]} can share it in groups of {group_size}"
         )
+    raise ValueError(f"{where}={size} must be a multiple of {what}; use {-(-size // each) * each}")
 
 
 def _num_parts(side: int, shares: list[int], group_size: int, limit: int) -> int:

@@ -1,6 +1,13 @@
-"""The base of every section of the configuration."""
+"""What every section of the configuration is made of."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from data.store import Store
+
+# Workers and trials have other working directories, so every path is made absolute here, once.
+Location = Annotated[str, AfterValidator(lambda uri: uri and Store(uri).uri)]
 
 
 class Section(BaseModel):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from data.dataset import DatasetIndex
-from gan.scores import conformal_p_values
+from gan.thresholds import conformal_p_values
 
 COLUMNS = ("rank", "key", "source", "group", "score", "p_value")
 """Columns of suspects.csv; docs/operations.md explains each."""

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,7 @@ def mirror(client: MlflowClient, run_id: str, run: Store) -> None:
 
 
 def log_results(
-    config: Config, metrics: dict[str, float], files: dict[str, bytes] | None = None
+    config: Config, metrics: dict[str, float], files: Mapping[str, bytes] | None = None
 ) -> None:
     """Add the outcome of a job to its run in MLflow; does nothing where none was opened.
 
@@ -209,7 +209,7 @@ def log_results(
     Args:
         config: Configuration of the run.
         metrics: Values by name.
-        files: Contents by path in the run's artifacts.
+        files: Contents by path in the run's artifacts; read one after the other.
     """
     ref = load_run(config)
     if ref is None:

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow.fs
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster import tracking
@@ -14,9 +15,10 @@ from cluster.checkpoint_store import FOLDER, last_metrics
 from cluster.claims import check_dataset, check_places, check_same_run, check_shards
 from cluster.config import Config, dump_config, load_config
 from cluster.dry_run import dry_run
+from cluster.encoder_job import add_encoder
 from cluster.errors import UserError
 from cluster.inspection import calibrate
-from cluster.model_store import CARD
+from cluster.model_store import CARD, load_card
 from cluster.progress import FailureNotes, remote_progress
 from cluster.ray_session import ray_session
 from cluster.stopping import stop_on_sigterm
@@ -48,9 +50,12 @@ def train(config: Config) -> int:
 
 
 def train_and_calibrate(config: Config, ref: tracking.RunRef) -> None:
-    """Train unless the run directory already holds the model, then calibrate it."""
-    if not Store(config.run.dir).exists(CARD):
+    """Train unless the run directory already holds the model, add its encoder, calibrate it."""
+    run = Store(config.run.dir)
+    if not run.exists(CARD):
         fit(config, ref)
+    if config.encoder.kimg and load_card(run).encoder_sha256 is None:
+        add_encoder(config)
     calibrate(config)
 
 
@@ -143,12 +148,14 @@ def _trainer(config: Config, job: dict[str, Any], callbacks: list[Any]) -> Torch
     )
 
 
-def _scaling(config: Config) -> ray.train.ScalingConfig:
+def _scaling(config: Config) -> ScalingConfig:
     resources = {"CPU": config.cluster.cpus_per_worker}
     if config.cluster.gpus_per_worker:
         resources["GPU"] = config.cluster.gpus_per_worker
-    return ray.train.ScalingConfig(
-        num_workers=config.cluster.num_workers,
+    counts = config.cluster.worker_counts
+    return ScalingConfig(
+        num_workers=(counts[0], counts[-1]) if len(counts) > 1 else counts[-1],
+        elastic_resize_monitor_interval_s=config.cluster.resize_s,
         use_gpu=config.cluster.gpus_per_worker > 0,
         resources_per_worker=resources,
     )

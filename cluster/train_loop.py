@@ -28,6 +28,7 @@ from data.shard_cache import ShardCache
 from data.store import Store
 from data.stream import BatchStream, Share, normalise
 from gan.augment import AugmentSettings
+from gan.determinism import make_deterministic
 from gan.model import Architecture
 from gan.schedule import Phase, phase_at, phases
 from gan.state import Rates, TrainingState
@@ -69,6 +70,8 @@ class Worker:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.ranks = Ranks(self.rank, self.world_size)
         self.board = board
+        if config.cluster.deterministic:
+            make_deterministic()
         self.device = ray.train.torch.get_device()
         # Ray sets one thread for each worker; use what was reserved.
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
@@ -85,7 +88,7 @@ class Worker:
         )
         self.quarantine = Quarantine(self.run, self.rank)
         self.architecture = architecture_of(config, self.index)
-        self.stages, self.schedule = config.stages(), schedule_of(config)
+        self.stages, self.schedule = config.stages(self.world_size), schedule_of(config)
         self.stage_ends = {phase.stage: phase.end for phase in self.schedule}
         self.objective = Objective(**config.objective.model_dump())
         self.checkpoints = CheckpointStore(
@@ -262,6 +265,7 @@ class Worker:
                 self.architecture,
                 self.state.average,
                 self.state.discriminator,
+                preparation=self.index.preparation,
                 objective=self.config.objective,
                 images_seen=self.state.images_seen,
             )

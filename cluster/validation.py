@@ -4,21 +4,24 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
 from cluster.config import Config
+from cluster.engine import search_settings
 from cluster.errors import UserError
-from cluster.inspector import search_settings, statistic
 from data.dataset import DatasetIndex
 from data.shards import read_shard
 from data.store import Store
 from data.stream import normalise
+from gan.evidence import anomaly_map, differences, evidence, strongest_window, term_names
+from gan.fusion import fit_fusion
 from gan.layers import downsample
 from gan.networks import num_stages
 from gan.schedule import Phase
-from gan.scores import anomaly_map
-from gan.search import SearchSettings, initial_latents, latent_search
-from gan.starts import draw_candidates, nearest_starts
+from gan.search import latent_search
+from gan.search_loss import SearchLoss, SearchSettings
+from gan.starts import Starts
 from gan.state import TrainingState
 
 
@@ -50,9 +53,7 @@ class Validator:
             )
         stacked = np.stack([sample.image.transpose(2, 0, 1) for sample in known])
         self._images = normalise(torch.from_numpy(stacked)).to(device)
-        keys = [sample.key for sample in known]
-        latents = initial_latents(keys, config.networks.latent_dim, seed=config.run.seed)
-        self._latents = latents.to(device)
+        self._keys = [sample.key for sample in known]
         self._last_stage = num_stages(index.resolution) - 1
         self._search, self._seed = config.search, config.run.seed
 
@@ -64,31 +65,40 @@ class Validator:
         settings = settings_at(phase.stage, search_settings(self._search))
         fade = phase.fade(min(state.images_seen, phase.end))
         stage, features = phase.stage, state.discriminator.features
-        candidates = draw_candidates(
-            state.average,
-            features,
-            settings,
-            count=self._search.candidates,
+        # The encoder comes after training: for now its start is a candidate or a random one.
+        starts = Starts(
+            SearchLoss(state.average, features, settings, stage, fade),
+            restarts=self._search.restarts,
+            candidates=self._search.candidates,
             seed=self._seed,
-            stage=stage,
-            fade=fade,
+        )(self._keys, images)
+        found = latent_search(
+            state.average, features, images, starts, settings, stage=stage, fade=fade
         )
-        scores = []
+        scores, terms = [], []
         # Block by block, so that maps of all images never exist at once.
-        for block, latents in zip(
-            images.split(settings.block), self._latents.split(settings.block), strict=True
-        ):
-            starts = latents
-            if candidates:
-                starts = nearest_starts(
-                    features, block, candidates, settings, stage=stage, fade=fade
-                )
-            found = latent_search(
-                state.average, features, block, starts, settings, stage=stage, fade=fade
+        for first in range(0, len(images), settings.block):
+            rows = slice(first, first + settings.block)
+            part = found.part(rows)
+            differing = differences(
+                features, images[rows], part.reconstruction, stage=stage, fade=fade
             )
-            maps = anomaly_map(features, block, found, settings, stage=stage, fade=fade)
-            scores.append(statistic(found, maps, self._search))
-        return float(roc_auc_score(self._abnormal, torch.cat(scores).cpu().numpy()))
+            maps = anomaly_map(differing, settings)
+            window = self._search.window
+            windowed = self._search.statistic == "window"
+            scores.append(strongest_window(maps, window) if windowed else part.score)
+            terms.append(evidence(state.discriminator, differing, window=window))
+        values = torch.cat(scores).cpu().numpy()
+        if self._search.statistic == "fused":
+            values = self._fused(torch.cat(terms).cpu().numpy())
+        return float(roc_auc_score(self._abnormal, values))
+
+    def _fused(self, terms_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+        """The fused score, fitted on the very images: as good a guess for each model compared."""
+        images = terms_NK[:, None]
+        normal, abnormal = (list(images[self._abnormal == is_it]) for is_it in (False, True))
+        names = term_names(terms_NK.shape[1] // 2 - 1)
+        return fit_fusion(names, normal, abnormal).scores(terms_NK)
 
 
 def settings_at(stage: int, settings: SearchSettings) -> SearchSettings:

@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from data.errors import DataError
+from data.preparation import ALL_LEVELS, Level, Mode, Preparation, Resolution
 from data.sample import Label, Split
 from data.store import Store
 
 INDEX_NAME = "dataset.json"
-_Resolution = Annotated[int, Field(ge=4, le=1024)]
 
 
 class ShardInfo(BaseModel):
@@ -19,7 +19,7 @@ class ShardInfo(BaseModel):
 
     path: str = Field(description="location relative to dataset.json")
     split: Split
-    resolution: _Resolution = Field(description="image side, pixels")
+    resolution: Resolution = Field(description="image side, pixels")
     samples: PositiveInt = Field(description="number of samples")
     bytes: PositiveInt = Field(description="size, bytes")
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="digest of the whole shard")
@@ -33,8 +33,8 @@ class DatasetIndex(BaseModel):
     schema_version: Literal[1] = 1
     name: str
     channels: Literal[1, 3] = Field(description="1 grey, 3 RGB")
-    resolution: _Resolution = Field(description="native packed image side, pixels")
-    resolutions: tuple[_Resolution, ...] = Field(description="the pyramid, ascending, pixels")
+    resolution: Resolution = Field(description="native packed image side, pixels")
+    resolutions: tuple[Resolution, ...] = Field(description="the pyramid, ascending, pixels")
     shards: tuple[ShardInfo, ...]
     labels: dict[Split, dict[Label, NonNegativeInt]] = Field(
         description="samples by believed label"
@@ -45,15 +45,17 @@ class DatasetIndex(BaseModel):
         default=None, description="true abnormal fraction of train-normal, where a study knows it"
     )
     source: str = ""
-    mode: Literal["whole", "tiles"] = Field(
-        default="whole", description="samples are whole images, resized, or tiles at native scale"
-    )
-    tile_overlap: NonNegativeInt = Field(
-        default=0, description="least overlap of neighbouring tiles, pixels"
-    )
+    mode: Mode = "whole"
+    tile_overlap: NonNegativeInt = 0
+    levels: tuple[Level, Level] = ALL_LEVELS
     num_quarantined: NonNegativeInt = Field(
         default=0, description="images left out because they could not be used: quarantine.jsonl"
     )
+
+    @property
+    def preparation(self) -> Preparation:
+        """How the pictures were prepared."""
+        return Preparation(**{name: getattr(self, name) for name in Preparation.model_fields})
 
     def shards_of(self, split: Split, resolution: int | None = None) -> tuple[ShardInfo, ...]:
         """Return a split's shards, in order, at one resolution (None: the native one).

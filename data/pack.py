@@ -23,7 +23,8 @@ from data.pack_records import (
     pending,
     save_record,
 )
-from data.plan import Mode, PackSettings, Unit, make_plan
+from data.plan import PackSettings, Unit, make_plan
+from data.preparation import Mode
 from data.pyramid import mask_to_square, pyramid, to_square
 from data.sample import Label, Mask, Sample, Tile
 from data.shards import ShardWriter

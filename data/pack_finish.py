@@ -58,6 +58,7 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
         source=plan.settings.source,
         mode=plan.settings.mode,
         tile_overlap=plan.settings.tile_overlap,
+        levels=plan.settings.levels,
         num_quarantined=sum(len(record.bad) for record in records),
     )
     save_index(store, index)

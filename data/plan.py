@@ -5,14 +5,14 @@ import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from data.errors import DataError
 from data.item import Item
+from data.preparation import ALL_LEVELS, Mode
 from data.pyramid import resolutions_to
 from data.sample import SPLITS, Split
 
-Mode = Literal["whole", "tiles"]
 Fractions = tuple[float, float, float]
 """Train, validation and test fraction; their sum is 1."""
 
@@ -38,7 +38,8 @@ class PackSettings:
         source: where the images come from, for people.
         contamination: true abnormal fraction of train-normal where the source itself knows it;
             None counts contaminants.
-        reading: how pixels are read (levels, formats), so that other settings pack anew.
+        levels: values of a 16-bit image that become 0 and 255.
+        reading: how else pixels are read, so that other settings pack anew.
     """
 
     name: str
@@ -51,6 +52,7 @@ class PackSettings:
     channels: int | None = None
     source: str = ""
     contamination: float | None = None
+    levels: tuple[int, int] = ALL_LEVELS
     reading: str = ""
 
     def __post_init__(self) -> None:

@@ -77,6 +77,9 @@ class SplitReader:
         self.shape = (index.channels, resolution, resolution)
         self.losses: list[Loss] = []
         self.order = ReadingOrder([s.samples for s in self.shards], lanes=lanes, seed=seed)
+        num_bytes = sum(s.bytes for s in self.shards)
+        self.num_kept = cache.limit_bytes * self.order.num_samples // num_bytes
+        """About how many images the cache holds."""
         self._cache = cache
         self._seed, self._symmetries = seed, symmetries
         self._max_bad_fraction = max_bad_fraction

@@ -42,7 +42,7 @@ class ShardCache:
     ) -> None:
         """See the class."""
         self.store = store
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._retry_s = retry_s
         self._verified: set[str] = set()
         self._folder = None if store.is_local else _own_folder(folder)
@@ -127,10 +127,10 @@ class ShardCache:
 
     def _download(self, target: Path, shard: ShardInfo) -> BinaryIO:
         assert self._folder
-        if shard.bytes > self._limit_bytes:
+        if shard.bytes > self.limit_bytes:
             raise DataError(
                 f"a shard of {shard.bytes} bytes does not fit into the cache of "
-                f"{self._limit_bytes} bytes; raise data.cache_gib or pack smaller shards"
+                f"{self.limit_bytes} bytes; raise data.cache_gib or pack smaller shards"
             )
         handle, name = tempfile.mkstemp(
             dir=target.parent, prefix=f"{shard.sha256[:2]}-", suffix=".part"
@@ -168,7 +168,7 @@ class ShardCache:
             kept.append((facts.st_mtime_ns, facts.st_size, path))
         used = sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):
-            if used + incoming_bytes <= self._limit_bytes:
+            if used + incoming_bytes <= self.limit_bytes:
                 return
             path.unlink(missing_ok=True)
             used -= size

@@ -45,10 +45,12 @@ class Damage:
     Attributes:
         key: the sample's key, or `<shard path>#<ordinal>` where even the key is lost.
         reason: what is wrong, for people.
+        source: where the image came from, where that is known.
     """
 
     key: str
     reason: str
+    source: str = ""
 
 
 @dataclass(frozen=True)

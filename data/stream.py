@@ -13,8 +13,11 @@ from data.errors import DataError
 from data.partition import share
 from data.reader import Loss, SplitReader
 
-_LOOK_AHEAD = 8
-"""Batches by which shards are fetched before their images are decoded."""
+_LOOK_AHEAD = 64
+"""Most batches by which shards are fetched before their images are decoded: the images of a shard
+as packed by default, so that the next shard of each lane arrives while the one before is read."""
+_SHARE_OF_CACHE = 4
+"""One part in how many of the cache may be filled ahead, so that nothing goes before it is read."""
 _NUM_FETCHERS = 4
 _REMEMBERED = 4096
 
@@ -89,7 +92,8 @@ class BatchStream:
             self._sources["abnormal"] = (abnormal, abnormal_batch)
         self._part = part
         self._next = dict(self._state)
-        self._fetched: dict[tuple[str, int], None] = {}
+        self._looked = dict(self._state)
+        self._fetched: dict[tuple[str, int, int], None] = {}
         self._failure: Exception | None = None
         # One thread reads and keeps the books; the others fetch ahead of it or decode.
         self._reader = ThreadPoolExecutor(1, "read")
@@ -152,15 +156,18 @@ class BatchStream:
         return share(position, batch, world_size=part.world_size, rank=part.rank)
 
     def _fetch_ahead(self, name: str, position: int) -> None:
-        """Ask for the shards of the coming batches, each once."""
+        """Ask for the shards of the coming batches, each once a pass: the cache may drop them."""
         reader, batch = self._sources[name]
-        first = position == self._state[name] and not self._fetched
-        for ahead in range(0 if first else _LOOK_AHEAD, _LOOK_AHEAD + 1):
-            for number in self._share(position + ahead * batch, batch):
-                wanted = (name, reader.order.locate(number)[0])
+        ahead = min(_LOOK_AHEAD, reader.num_kept // (_SHARE_OF_CACHE * batch))
+        end = position + (1 + ahead) * batch
+        for start in range(self._looked[name], end, batch):
+            for number in self._share(start, batch):
+                shard = reader.order.locate(number)[0]
+                wanted = (name, number // reader.order.num_samples, shard)
                 if wanted not in self._fetched:
-                    self._fetchers.submit(reader.fetch, wanted[1])
+                    self._fetchers.submit(reader.fetch, shard)
                     self._fetched[wanted] = None
+        self._looked[name] = end
         while len(self._fetched) > _REMEMBERED:
             del self._fetched[next(iter(self._fetched))]
 

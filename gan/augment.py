@@ -17,6 +17,8 @@ import torch.nn.functional as nnf
 from torch import Tensor
 
 Transform = Literal["translate", "zoom", "rotate", "brightness", "contrast"]
+MOVING: tuple[Transform, ...] = ("translate", "zoom", "rotate")
+"""Those that sample the image anew."""
 LARGEST_PROBABILITY = 0.8
 """Above it changes begin to leak into what G makes (Karras et al. 2020, section 3)."""
 _SHIFT = 1 / 8
@@ -64,7 +66,7 @@ class AdaptiveAugment:
     def __call__(self, image_BCHW: Tensor) -> Tensor:
         """Return the images, float [B, C, H, W], each changed or not; differentiable once."""
         chosen = self.settings.transforms
-        if {"translate", "zoom", "rotate"} & set(chosen):
+        if set(MOVING) & set(chosen):
             image_BCHW = self._moved(image_BCHW)
         if "brightness" in chosen:
             image_BCHW = image_BCHW + self._normal(image_BCHW, _BRIGHTNESS_STD)

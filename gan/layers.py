@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 LEAKY_SLOPE = 0.2
 LEAKY_GAIN = math.sqrt(2.0)
+LEAST_STD = 1e-4
+"""Minibatch deviation of equal images; it keeps the square root's gradient finite there."""
 
 
 class EqualizedConv2d(nn.Module):
@@ -118,7 +120,6 @@ def minibatch_std(x_BCHW: Tensor, group_size: int) -> Tensor:
             "choose batch sizes per rank that are multiples of networks.group_size"
         )
     grouped = x_BCHW.unflatten(0, (B // group_size, group_size))
-    # The constant keeps the square root's gradient finite when all images of a group are equal.
-    std = (grouped.var(dim=1, unbiased=False) + 1e-8).sqrt().mean(dim=(1, 2, 3))
+    std = (grouped.var(dim=1, unbiased=False) + LEAST_STD**2).sqrt().mean(dim=(1, 2, 3))
     map_B1HW = std.repeat_interleave(group_size).view(B, 1, 1, 1).expand(B, 1, H, W)
     return torch.cat([x_BCHW, map_B1HW], dim=1)

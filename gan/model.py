@@ -7,6 +7,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gan.encoder import Encoder
 from gan.networks import Discriminator, Generator, ProgressiveFeatures
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -52,6 +53,16 @@ class Architecture:
         )
         return Discriminator(features, group_size=self.group_size)
 
+    def encoder(self) -> Encoder:
+        """An encoder with fresh weights."""
+        return Encoder(
+            resolution=self.resolution,
+            channels=self.channels,
+            latent_dim=self.latent_dim,
+            fmap_base=self.fmap_base,
+            fmap_max=self.fmap_max,
+        )
+
     def to_dict(self) -> dict[str, int]:
         """Plain values for a JSON file."""
         return asdict(self)
@@ -78,11 +89,15 @@ def place(network: Network, device: torch.device) -> Network:
     return network
 
 
-def weights_to_bytes(generator: nn.Module, discriminator: nn.Module) -> bytes:
-    """Both networks' weights in one safetensors file."""
-    tensors = {f"generator.{k}": v.contiguous() for k, v in generator.state_dict().items()}
-    tensors |= {f"discriminator.{k}": v.contiguous() for k, v in discriminator.state_dict().items()}
-    return safetensors.torch.save(tensors)
+def weights_to_bytes(**networks: nn.Module) -> bytes:
+    """Weights of networks in one safetensors file, each under its name."""
+    return safetensors.torch.save(
+        {
+            f"{name}.{key}": tensor.contiguous()
+            for name, network in networks.items()
+            for key, tensor in network.state_dict().items()
+        }
+    )
 
 
 def networks_from_bytes(
@@ -93,18 +108,33 @@ def networks_from_bytes(
     Raises:
         ValueError: If the file is damaged or belongs to another architecture.
     """
+    networks = architecture.generator(), architecture.discriminator()
+    _load(payload, generator=networks[0], discriminator=networks[1])
+    return networks
+
+
+def encoder_from_bytes(architecture: Architecture, payload: bytes) -> Encoder:
+    """A frozen encoder in evaluation mode with the weights of a safetensors file.
+
+    Raises:
+        ValueError: If the file is damaged or belongs to another architecture.
+    """
+    encoder = architecture.encoder()
+    _load(payload, encoder=encoder)
+    return encoder
+
+
+def _load(payload: bytes, **networks: nn.Module) -> None:
     try:
         tensors = safetensors.torch.load(payload)
     except safetensors.SafetensorError as error:
         raise ValueError(f"weights are damaged: {error}") from None
-    generator, discriminator = architecture.generator(), architecture.discriminator()
-    for name, network in (("generator", generator), ("discriminator", discriminator)):
-        _load(network, name, tensors)
+    for name, network in networks.items():
+        _load_one(network, name, tensors)
         network.eval().requires_grad_(False)
-    return generator, discriminator
 
 
-def _load(network: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
+def _load_one(network: nn.Module, name: str, tensors: dict[str, Tensor]) -> None:
     own = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
     try:
         network.load_state_dict(own)

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as nnf
 from torch import Tensor, nn
 
 from gan.features import FeatureNetwork
 from gan.layers import (
+    LEAST_STD,
     EqualizedConv2d,
     EqualizedLinear,
     EqualizedUpConv2d,
@@ -208,13 +210,26 @@ class Discriminator(nn.Module):
         """
         x = self.features(image_BCHW, stage, fade)[-1]
         if x.dtype != torch.bfloat16:
-            return self._head(x)
+            return self._head(minibatch_std(x, self.group_size))
         # The head is small, and its statistics need all digits: never in a lower precision.
         with torch.autocast(x.device.type, enabled=False):
-            return self._head(x.float())
+            return self._head(minibatch_std(x.float(), self.group_size))
+
+    def alone(self, coarsest_BCHW: Tensor) -> Tensor:
+        """Logits of images that do not depend on each other, as a score must not.
+
+        Each is judged as if its group were copies of it: with no deviation.
+
+        Args:
+            coarsest_BCHW: Coarsest feature maps of the images, at full precision.
+
+        Returns:
+            Float [B].
+        """
+        return self._head(nnf.pad(coarsest_BCHW, (0, 0, 0, 0, 0, 1), value=LEAST_STD))
 
     def _head(self, x: Tensor) -> Tensor:
-        x = leaky_relu(self.conv(minibatch_std(x, self.group_size)))
+        x = leaky_relu(self.conv(x))
         x = leaky_relu(self.dense(x.flatten(1)))
         logit_B1: Tensor = self.logit(x)
         return logit_B1.squeeze(1)

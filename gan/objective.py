@@ -105,15 +105,17 @@ def abnormal_mass(contamination: float, *, gamma: float, alpha: float) -> float:
 
 
 def weights_for_contamination(contamination: float, *, margin: float = 0.5) -> tuple[float, float]:
-    """Choose (gamma, alpha) with gamma + alpha = 1 for a training set with contamination c.
+    """Choose (gamma, alpha) for a training set with contamination c.
 
     The abnormal mass left in G vanishes once alpha / (gamma + alpha) reaches c. More alpha leaves
-    p_g unchanged where normal and abnormal are apart, so the share is set above c by `margin`: the
-    known abnormal images are few and do not cover every kind that contaminates the training set.
+    p_g unchanged where normal and abnormal are apart, and pulls D's logits of the two further
+    apart: log(c / alpha) on known abnormal images, which a score can use. So alpha is 1, as heavy
+    as the training images, and its share is above c for every c below one half. gamma is 1 - c,
+    reduced by `margin`: the weight of what is normal among the training images.
 
     Args:
         contamination: Fraction c of abnormal images among the training images, in [0, 0.5).
-        margin: Relative excess of alpha's share over c.
+        margin: Relative excess over c that is taken from gamma, which never is below one half.
 
     Returns:
         (gamma, alpha).
@@ -123,5 +125,4 @@ def weights_for_contamination(contamination: float, *, margin: float = 0.5) -> t
     """
     if not 0.0 <= contamination < 0.5:
         raise ValueError(f"contamination={contamination} must be at least 0 and below 0.5")
-    alpha = min(contamination * (1.0 + margin), 0.5)
-    return 1.0 - alpha, alpha
+    return 1.0 - min(contamination * (1.0 + margin), 0.5), 1.0

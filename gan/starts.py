@@ -1,18 +1,20 @@
-"""Where a latent search starts: the nearest of many images that the generator made beforehand.
+"""Where a latent search starts.
 
 From a random start a search often ends in a poor local minimum, and a normal image then looks
-abnormal. The candidates are the same for all images, so they are made once, and comparing an image
-with a few hundred of them costs less than a single step of the search.
+abnormal. Better ones are proposed by an encoder (`gan.encoder`), and by candidates: images that the
+generator made beforehand, the same for all, with a few hundred of which an image is compared for
+less than a single step costs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gan.features import FeatureNetwork
-from gan.networks import Generator
-from gan.search import SearchSettings, fill, initial_latents, select_levels
+from gan.encoder import Encoder
+from gan.search import initial_latents
+from gan.search_loss import SearchLoss, fill
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,83 +24,102 @@ class Candidates:
     Attributes:
         latent: Float [N, Z].
         image: Float [N, C, H, W], G at each.
-        levels: Their feature maps that enter the feature term, each [N, C, H, W].
+        maps: Their feature maps that enter the feature term, each [N, C, H, W].
     """
 
     latent: Tensor
     image: Tensor
-    levels: list[Tensor]
+    maps: list[Tensor]
 
 
 @torch.no_grad()
-def draw_candidates(
-    generator: Generator,
-    features: FeatureNetwork,
-    settings: SearchSettings,
-    *,
-    count: int,
-    seed: int,
-    stage: int,
-    fade: float = 1.0,
-) -> Candidates | None:
+def draw_candidates(loss: SearchLoss, *, count: int, seed: int) -> Candidates:
     """Draw candidates from the seed alone.
 
     Args:
-        generator: Frozen generator.
-        features: Frozen feature network.
-        settings: How to search.
-        count: Number of candidates; 0 gives None.
+        loss: What is searched with.
+        count: Number of candidates, at least 1.
         seed: Seed of the search.
-        stage: Stage of both networks.
-        fade: Weight of the newest block in [0, 1].
     """
-    if not count:
-        return None
-    device = next(generator.parameters()).device
     keys = [f"candidate/{number}" for number in range(count)]
-    latent = initial_latents(keys, generator.latent_dim, seed=seed).to(device)
+    latent = initial_latents(keys, loss.generator.latent_dim, seed=seed).to(loss.device)
     images, maps = [], []
-    for part in latent.split(settings.block):
-        images.append(generator(part, stage, fade))
-        maps.append(select_levels(features(images[-1], stage, fade), settings.feature_levels))
-    levels = [torch.cat(level) for level in zip(*maps, strict=True)]
-    return Candidates(latent=latent, image=torch.cat(images), levels=levels)
+    for part in latent.split(loss.settings.block):
+        images.append(loss.generate(part))
+        maps.append(loss.maps(images[-1]))
+    joined = [torch.cat(level) for level in zip(*maps, strict=True)]
+    return Candidates(latent=latent, image=torch.cat(images), maps=joined)
 
 
-@torch.no_grad()
-def nearest_starts(
-    features: FeatureNetwork,
-    image_BCHW: Tensor,
-    candidates: Candidates,
-    settings: SearchSettings,
-    *,
-    stage: int,
-    fade: float = 1.0,
-) -> Tensor:
-    """The candidate with the lowest L(z) for each image.
+class Starts:
+    """The starts of each image, which depend on nothing but the image, its key and the seed.
 
     Args:
-        features: Frozen feature network.
-        image_BCHW: Float queries in [-1, 1].
-        candidates: What to choose from.
-        settings: How to search; its feature weight, levels and block count here too.
-        stage: Stage of both networks.
-        fade: Weight of the newest block in [0, 1].
-
-    Returns:
-        Float [B, Z]; each row depends on its own image only.
+        loss: What is searched with.
+        restarts: Starts of an image: those proposals with the lowest L; where there are fewer
+            proposals, latents drawn from the key make up the number.
+        candidates: Candidates to draw, each of them a proposal for every image.
+        seed: Seed of the search.
+        encoder: Makes one more proposal for each image; None: nobody does.
     """
-    chosen = []
-    for part in image_BCHW.split(settings.block):
+
+    def __init__(
+        self,
+        loss: SearchLoss,
+        *,
+        restarts: int,
+        candidates: int,
+        seed: int,
+        encoder: Encoder | None = None,
+    ) -> None:
+        self._loss, self._restarts, self._seed, self._encoder = loss, restarts, seed, encoder
+        self.candidates = draw_candidates(loss, count=candidates, seed=seed) if candidates else None
+
+    @torch.no_grad()
+    def __call__(self, keys: Sequence[str], image_BCHW: Tensor) -> Tensor:
+        """Starts of images, float [B, K, Z] with K restarts.
+
+        Args:
+            keys: Keys of the images.
+            image_BCHW: Float queries in [-1, 1].
+        """
+        size, device = self._loss.settings.block, self._loss.device
         # In blocks of one size, like the search: the last bit could else decide between two.
-        image = fill(part, settings.block)
-        query = select_levels(features(image, stage, fade), settings.feature_levels)
-        pairs = zip(query, candidates.levels, strict=True)
+        blocks = image_BCHW.split(size)
+        proposed = [self._proposals(fill(b.to(device), size))[: len(b)] for b in blocks]
+        drawn = [
+            initial_latents(
+                [f"{key}/{number}" if number else key for key in keys],
+                self._loss.generator.latent_dim,
+                seed=self._seed,
+            ).unsqueeze(1)
+            for number in range(self._restarts - proposed[0].shape[1])
+        ]
+        return torch.cat([torch.cat(proposed), *(latent.to(device) for latent in drawn)], dim=1)
+
+    def _proposals(self, image: Tensor) -> Tensor:
+        """The proposals with the lowest L, the lowest first, at most as many as restarts."""
+        own = self._encoder(image, self._loss.stage) if self._encoder else None
+        if self.candidates is None:
+            nothing = image.new_empty(len(image), 0, self._loss.generator.latent_dim)
+            return nothing if own is None else own.unsqueeze(1)
+        maps, latent = self._loss.maps(image), self.candidates.latent
+        losses = self._distances(image, maps, self.candidates)
+        if own is not None:
+            losses = torch.cat([losses, self._loss(image, maps, own).loss.unsqueeze(1)], dim=1)
+            latent = torch.cat([latent, own])
+        count = min(self._restarts, losses.shape[1])
+        chosen = losses.topk(count, dim=1, largest=False).indices
+        # The column behind the candidates stands for each image's own proposal.
+        behind = torch.arange(len(image), device=image.device).unsqueeze(1)
+        return latent[torch.where(chosen == len(self.candidates.latent), chosen + behind, chosen)]
+
+    def _distances(self, image: Tensor, maps: list[Tensor], candidates: Candidates) -> Tensor:
+        """L between each of B images and each of N candidates, float [B, N]."""
+        pairs = zip(maps, candidates.maps, strict=True)
         feature = torch.stack([_mean_distances(a, b) for a, b in pairs]).mean(dim=0)
         residual = _mean_distances(image, candidates.image)
-        loss = torch.lerp(residual, feature, settings.feature_weight)
-        chosen.append(candidates.latent[loss.argmin(dim=1)][: len(part)])
-    return torch.cat(chosen)
+        return torch.lerp(residual, feature, self._loss.settings.feature_weight)
 
 
 def _mean_distances(a: Tensor, b: Tensor) -> Tensor:

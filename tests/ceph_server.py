@@ -146,6 +146,12 @@ class CephServer:
         """The gateway's process, for tests that suspend it with SIGSTOP and SIGCONT."""
         return self._daemons["radosgw"].pid
 
+    def cpu_s(self) -> float:
+        """Processor time that all daemons have taken so far, seconds."""
+        stats = [Path(f"/proc/{d.pid}/stat").read_text() for d in self._daemons.values()]
+        ticks = sum(int(t) for stat in stats for t in stat.rpartition(")")[2].split()[11:13])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def client(self) -> Any:
         """A boto3 client of the server that needs no environment variables."""
         return boto3.client(

@@ -34,7 +34,10 @@ class Scheduling(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        return "integration" if file.startswith("tests/integration/") else file
+        # Those of the stores alone start no cluster.
+        starts_cluster = not file.endswith(("_s3.py", "test_ceph.py"))
+        together = file.startswith("tests/integration/") and starts_cluster
+        return "integration" if together else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from cluster.inspection_files import MANIFEST, picture_path, write_unit
+from cluster.inspector import find_regions
 from cluster.pictures import encode_map, overlay
 from data.sample import encode_png
 from data.store import Store
@@ -17,7 +18,6 @@ FAILED = [
     {"key": "part-900", "source": "line/part-900.png", "reason": "cannot identify image file"},
     {"key": "evil", "source": "<script>alert(1)</script>", "reason": "a < b & c"},
 ]
-_UNIT_SIZE = 20
 _KINDS = ("scratch", "pit", "stain")
 
 
@@ -29,19 +29,30 @@ def write_inspection(
     channels: int = 1,
     labelled: bool = True,
     calibrated: bool = True,
+    review_from: float | None = None,
+    num_pictured: int | None = None,
+    unit_size: int = 20,
+    failed: list[dict[str, str]] = FAILED,
 ) -> pd.DataFrame:
-    """Write an inspection in units of 20 images; every third image is abnormal.
+    """Write an inspection; every third image is abnormal.
 
-    Image 0 is an anomaly that was missed, image 1 a normal image with a false alarm.
+    Image 0 is an anomaly that was missed, image 1 a normal image with a false alarm. Pictures are
+    written for all images or the first `num_pictured`; scores from `review_from` to the threshold
+    are for review.
     """
-    rows = [_row(i, resolution, labelled, calibrated) for i in range(num_images)]
-    for start in range(0, num_images, _UNIT_SIZE):
-        unit = f"test-{resolution}-{start // _UNIT_SIZE:05d}"
-        chunk = rows[start : start + _UNIT_SIZE]
+    rows = [_row(i, resolution, labelled) for i in range(num_images)]
+    for i, row in enumerate(rows):
+        if calibrated:
+            _decide(row, THRESHOLD if review_from is None else review_from)
+            row["pictures"] = num_pictured is None or i < num_pictured
+    for start in range(0, num_images, unit_size):
+        unit = f"test-{resolution}-{start // unit_size:05d}"
+        chunk = rows[start : start + unit_size]
         for row in chunk:
             if row["pictures"]:
                 _write_pictures(out, unit, row, channels)
-        write_unit(out, unit, chunk, FAILED if start == 0 else [])
+        write_unit(out, unit, chunk, failed if start == 0 else [])
+    band = {"low": review_from, "high": THRESHOLD}
     manifest = {
         "schema_version": 1,
         "code_version": "0.1.0",
@@ -50,14 +61,19 @@ def write_inspection(
         "split": "test",
         "resolution": resolution,
         "channels": channels,
-        "units": -(-num_images // _UNIT_SIZE),
+        "units": -(-num_images // unit_size),
         "images": num_images,
-        "failed": len(FAILED),
+        "failed": len(failed),
         "damaged_shards": ["test-32-00001"],
         "seconds": 12.5,
         "images_per_s": 3.2,
         "search": {"steps": 100, "step_size": 0.05, "feature_weight": 0.1},
-        "calibration": {"threshold": THRESHOLD, "false_positive_rate": 0.05}
+        "calibration": {"false_positive_rate": 0.05}
+        | (
+            {"threshold": THRESHOLD}
+            if review_from is None
+            else {"rule": "reject_band", "thresholds": {"reject_band": band}}
+        )
         if calibrated
         else None,
     }
@@ -65,11 +81,10 @@ def write_inspection(
     return pd.DataFrame(rows)
 
 
-def _row(i: int, resolution: int, labelled: bool, calibrated: bool) -> dict[str, Any]:
+def _row(i: int, resolution: int, labelled: bool) -> dict[str, Any]:
     abnormal = i % 3 == 0
     noise = np.random.default_rng(i).normal(0, 0.06)
     score = {0: 0.42, 1: 0.61}.get(i, (0.7 if abnormal else 0.35) + noise)
-    region = {"x": 3, "y": 5, "width": 9, "height": 2, "area": 14, "peak": 0.9}
     return {
         "key": f"part-{i:03d}",
         "source": f"line/part-{i:03d}.png",
@@ -85,11 +100,23 @@ def _row(i: int, resolution: int, labelled: bool, calibrated: bool) -> dict[str,
         "steps": 100,
         "best_step": 90,
         "tiles": 1,
-        "p_value": (0.01 if score > THRESHOLD else 0.4) if calibrated else None,
-        "decision": ("abnormal" if score > THRESHOLD else "normal") if calibrated else None,
-        "pictures": calibrated,
-        "regions": [region] if score > THRESHOLD else [],
+        "p_value": None,
+        "decision": None,
+        "pictures": False,
+        "regions": [],
     }
+
+
+def _decide(row: dict[str, Any], review_from: float) -> None:
+    score = row["score"]
+    row["p_value"] = round(float(np.clip(0.1 + THRESHOLD - score, 0.01, 1.0)), 3)
+    row["decision"] = "abnormal" if score > THRESHOLD else "normal"
+    if review_from < score <= THRESHOLD:
+        row["decision"] = "review"
+    if score > THRESHOLD:
+        corner = row["width"] // 8
+        box = {"x": corner, "y": corner + 2, "width": 9, "height": 2, "area": 14, "peak": 0.9}
+        row["regions"] = [box, box | {"y": 1, "area": 9, "peak": 0.6}]
 
 
 def _write_pictures(out: Store, unit: str, row: dict[str, Any], channels: int) -> None:
@@ -98,6 +125,8 @@ def _write_pictures(out: Store, unit: str, row: dict[str, Any], channels: int) -
     image, mask = machined_surface(seed, size, size, defect=row["score"] > THRESHOLD)
     clean, _ = machined_surface(seed, size, size, defect=False)
     level = np.where(mask, 0.9, 0.1).astype(np.float32)
+    if row["score"] > THRESHOLD:
+        row["regions"] = find_regions(level)
     pictures = {
         "image": encode_png(np.repeat(image, channels, axis=2)),
         "reconstruction": encode_png(np.repeat(clean, channels, axis=2)),

@@ -60,10 +60,12 @@ class Page:
 
     Attributes:
         errors: Exceptions, console errors and failed loads since it was opened.
+        requests: URLs of all that was loaded.
     """
 
     def __init__(self, write_end: int, read_end: int) -> None:
         self.errors: list[str] = []
+        self.requests: list[str] = []
         self._write_end, self._read_end = write_end, read_end
         self._buffer = b""
         self._last_id = 0
@@ -72,7 +74,7 @@ class Page:
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = attached["sessionId"]
-        for domain in ("Page", "Runtime", "Log"):
+        for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def open(self, url: str) -> None:
@@ -151,6 +153,8 @@ class Page:
         method, params = event.get("method"), event.get("params", {})
         if method == "Page.loadEventFired":
             self._loaded = True
+        elif method == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
         elif method == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(params["exceptionDetails"]))
         elif method == "Runtime.consoleAPICalled" and params["type"] in ("error", "assert"):

@@ -3,6 +3,7 @@
 import io
 import json
 import random
+import re
 import shutil
 import tarfile
 import time
@@ -155,3 +156,17 @@ def _corrupt_image(shard: Path) -> None:
         Image.open(
             io.BytesIO(content[member.offset_data : member.offset_data + member.size])
         ).load()
+
+
+def test_dry_run_counts_and_estimates_and_inspects_nothing(
+    dataset: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    more = {"inspect.price_per_hour": 3.5}
+    status, output = run_cli(["inspect", "--dry-run", *_words(dataset, run_dir, out, more)])
+    assert status == 0, output
+    index = load_index(Store(str(dataset)))
+    expected = sum(shard.samples for shard in index.shards_of("test"))
+    for row in (f"images to inspect +│ +{expected:,}", "images/s", "actor hours", "price"):
+        assert re.search(row, output), row
+    assert not out.exists()

@@ -18,7 +18,7 @@ from tests.jobs import FADING, flags, kill_tree, run_cli, start_cli
 def test_run_directory_holds_what_the_contract_says(run_dir: Path) -> None:
     card = json.loads((run_dir / "model/model.json").read_text())
     assert (run_dir / "model/weights.safetensors").is_file()
-    assert card["calibration"]["threshold"] > 0
+    assert card["calibration"]["thresholds"]["false_positive_rate"]["high"] > 0
     assert load_config(str(run_dir / "config.yaml")).run.dir == str(run_dir)
     assert list((run_dir / "checkpoints").glob("checkpoint_*/state.pt"))
 

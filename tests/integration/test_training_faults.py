@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -121,11 +122,11 @@ def test_number_of_workers_may_change_twice(
     process = start(_words(dataset, stopped, **{"cluster.num_workers": 1}))
     _wait_for(process, stopped, first[0] + 400)
     output = _terminate(process)
-    assert "resumed with cluster.num_workers=1 after 2" in output
+    assert "resumed with 1 instead of 2 workers" in output
     second = _positions(stopped)
     status, output = run_cli(_words(dataset, stopped))
     assert status == 0, output
-    assert "resumed with cluster.num_workers=2 after 1" in output
+    assert "resumed with 2 instead of 1 workers" in output
     # A position counts the images all ranks have read, and they are read in its order.
     for images_seen, position in (first, second, _positions(stopped)):
         assert images_seen == position
@@ -203,6 +204,38 @@ def test_store_down_for_a_minute_only_delays_the_run(
     assert "failed" not in output
     assert max(row.get("data/wait_s", 0) for row in _rows(run)) > OUTAGE_S / 2
     assert (run / WEIGHTS).read_bytes() == (run_dir / WEIGHTS).read_bytes()
+
+
+def test_run_directory_down_for_a_minute_only_delays_the_run(
+    dataset: Path,
+    run_dir: Path,
+    tmp_path: Path,
+    ceph: CephServer,
+    start: Callable[..., subprocess.Popen[str]],
+) -> None:
+    run = Store(f"s3://{BUCKET}/run")
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    process = start(_words(dataset, run.uri, **{"tracking.uri": database}))
+    deadline = time.monotonic() + 600
+    while not run.exists("checkpoints/checkpoint_000_000000000800/checkpoint.json"):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    ceph.stop_gateway()
+    time.sleep(OUTAGE_S)
+    assert process.poll() is None, process.communicate()[0]
+    ceph.start_gateway()
+    assert not run.exists("model"), "it ended before the outage could touch it"
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert "failed" not in output
+    rows = [json.loads(line) for line in run.read_bytes("metrics.jsonl").splitlines()]
+    assert [row["images_seen"] for row in rows] == [row["images_seen"] for row in _rows(run_dir)]
+    took_s = [(b["time_ms"] - a["time_ms"]) / 1000 for a, b in pairwise(rows)]
+    assert max(took_s) > OUTAGE_S / 2, "no step had to wait for the store"
+    kept = {path.split("/")[1] for path in run.list("checkpoints/checkpoint_")}
+    assert kept == {path.name for path in run_dir.glob("checkpoints/checkpoint_*")}
+    assert run.read_bytes(WEIGHTS) == (run_dir / WEIGHTS).read_bytes()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The manifests: valid for the API servers, and runnable by the real command line."""
 
 import copy
+import importlib
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -11,9 +12,11 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from ray.serve.schema import ServeDeploySchema
 
 from cluster.cli import parse
-from cluster.config import Config
+from cluster.config import Config, load_config
+from cluster.serve import build
 from tests.k8s.schema import validate
 
 Manifest = dict[str, Any]
@@ -35,6 +38,12 @@ def jobs(manifests: list[Manifest]) -> list[Manifest]:
     return [manifest for manifest in manifests if manifest["kind"] == "RayJob"]
 
 
+@pytest.fixture
+def service(manifests: list[Manifest]) -> Manifest:
+    (service,) = [manifest for manifest in manifests if manifest["kind"] == "RayService"]
+    return service
+
+
 def test_every_object_is_valid_and_lies_in_one_namespace(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         validate(manifest)
@@ -42,9 +51,8 @@ def test_every_object_is_valid_and_lies_in_one_namespace(manifests: list[Manifes
             assert manifest["metadata"]["namespace"] == "blemish"
 
 
-def test_the_clusters_of_the_jobs_are_valid_ray_clusters(jobs: list[Manifest]) -> None:
-    for job in jobs:
-        spec = job["spec"]["rayClusterSpec"]
+def test_the_clusters_are_valid_ray_clusters(manifests: list[Manifest]) -> None:
+    for spec in _clusters(manifests):
         validate({"apiVersion": "ray.io/v1", "kind": "RayCluster", "metadata": {}, "spec": spec})
 
 
@@ -56,6 +64,8 @@ def test_the_clusters_of_the_jobs_are_valid_ray_clusters(jobs: list[Manifest]) -
         ("RayJob", "spec.rayClusterSpec.authOptions", {"mode": "tokens"}),
         ("RayJob", "spec.rayClusterSpec.workerGroupSpecs.0.template.spec", {"toleration": []}),
         ("RayJob", "spec.rayClusterSpec.workerGroupSpecs.0", {"replicas": "two"}),
+        ("RayService", "spec", {"serveConfig": ""}),
+        ("RayService", "spec.rayClusterConfig.workerGroupSpecs.0", {"replica": 1}),
         ("Deployment", "spec.template.spec.containers.0", {"readynessProbe": {}}),
         ("Service", "spec.ports.0", {"port": "http"}),
     ],
@@ -85,8 +95,43 @@ def test_the_jobs_are_train_tune_and_inspect(
         command, config = parse(words[3:])
         commands[command] = job["metadata"]["name"]
         assert config.run.dir.startswith("s3://"), "a pod's own disk dies with the pod"
-        _assert_fits(config, job["spec"]["rayClusterSpec"])
+        num_needed = max(config.cluster.num_workers, config.cluster.num_actors)
+        _assert_fits(config, job["spec"]["rayClusterSpec"], num_needed)
     assert commands == {name: f"blemish-{name}" for name in ("train", "tune", "inspect")}
+
+
+def test_the_endpoint_finds_its_application_and_room(
+    service: Manifest, manifests: list[Manifest], tmp_path: Path
+) -> None:
+    deployed = ServeDeploySchema.model_validate(yaml.safe_load(service["spec"]["serveConfigV2"]))
+    (application,) = deployed.applications
+    module, _, function = application.import_path.partition(":")
+    assert getattr(importlib.import_module(module), function) is build
+    assert application.args == {"config": CONFIG_PATH}
+    # Readable from other pods, so there must be a token; `build` refuses to do without.
+    assert deployed.http_options.host == "0.0.0.0"
+    spec = service["spec"]["rayClusterConfig"]
+    run_yaml = tmp_path / "run.yaml"
+    run_yaml.write_text(_config_map(manifests)["data"]["run.yaml"], encoding="utf-8")
+    config = load_config(str(run_yaml))
+    _assert_fits(config, spec, config.serve.replicas)
+    for pod in _pods([service]):
+        (container,) = pod["containers"]
+        environment = {variable["name"]: variable for variable in container["env"]}
+        assert "secretKeyRef" in environment[config.serve.token_env]["valueFrom"]
+        assert environment["PYTHONPATH"]["value"] == _app_folder()
+        (mount,) = container["volumeMounts"]
+        (volume,) = pod["volumes"]
+        assert volume["configMap"]["name"] == _config_map(manifests)["metadata"]["name"]
+        assert f"{mount['mountPath']}/run.yaml" == CONFIG_PATH
+    ports = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["ports"]
+    assert {"name": "serve", "containerPort": deployed.http_options.port} in ports
+
+
+def _app_folder() -> str:
+    """Where the image holds the source."""
+    (folder,) = re.findall(r"^WORKDIR (\S+)$", (K8S / "Dockerfile").read_text(), re.MULTILINE)
+    return str(folder)
 
 
 def test_the_head_mounts_the_config_that_its_entrypoint_reads(
@@ -101,7 +146,10 @@ def test_the_head_mounts_the_config_that_its_entrypoint_reads(
         assert f"{mount['mountPath']}/run.yaml" == CONFIG_PATH
 
 
-def test_nothing_runs_until_told_and_clusters_go_when_done(jobs: list[Manifest]) -> None:
+def test_nothing_runs_until_told_and_clusters_go_when_done(
+    jobs: list[Manifest], service: Manifest
+) -> None:
+    assert service["spec"]["suspend"] is True
     for job in jobs:
         assert job["spec"]["suspend"] is True
         # KubeRay refuses a suspended job whose cluster it may not delete.
@@ -109,12 +157,12 @@ def test_nothing_runs_until_told_and_clusters_go_when_done(jobs: list[Manifest])
 
 
 def test_one_image_everywhere_and_the_ray_version_is_the_pinned_one(
-    jobs: list[Manifest], manifests: list[Manifest]
+    manifests: list[Manifest],
 ) -> None:
     images = {container["image"] for pod in _pods(manifests) for container in pod["containers"]}
     assert len(images) == 1
     assert re.fullmatch(r".+/blemish:(?!latest).+", images.pop())
-    assert {job["spec"]["rayClusterSpec"]["rayVersion"] for job in jobs} == {version("ray")}
+    assert {spec["rayVersion"] for spec in _clusters(manifests)} == {version("ray")}
 
 
 def test_no_pod_runs_as_root_and_all_get_credentials_from_the_secret(
@@ -146,23 +194,28 @@ def _config_map(manifests: list[Manifest]) -> Manifest:
     return config_map
 
 
+def _clusters(manifests: list[Manifest]) -> Iterator[Manifest]:
+    fields = {"RayJob": "rayClusterSpec", "RayService": "rayClusterConfig"}
+    for manifest in manifests:
+        if field := fields.get(manifest["kind"]):
+            yield manifest["spec"][field]
+
+
 def _pods(manifests: list[Manifest]) -> Iterator[Manifest]:
     for manifest in manifests:
         if manifest["kind"] == "Deployment":
             yield manifest["spec"]["template"]["spec"]
-        elif manifest["kind"] == "RayJob":
-            cluster = manifest["spec"]["rayClusterSpec"]
-            for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-                yield group["template"]["spec"]
+    for cluster in _clusters(manifests):
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            yield group["template"]["spec"]
 
 
-def _assert_fits(config: Config, spec: Manifest) -> None:
-    """Every worker and actor of the job finds its CPUs and GPUs in the cluster."""
+def _assert_fits(config: Config, spec: Manifest, num_needed: int) -> None:
+    """Every worker, actor or replica finds its CPUs and GPUs in the cluster."""
     (group,) = spec["workerGroupSpecs"]
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     for name, amount in (
         ("cpu", config.cluster.cpus_per_worker),
         ("nvidia.com/gpu", config.cluster.gpus_per_worker),
     ):
-        num_needed = max(config.cluster.num_workers, config.cluster.num_actors)
         assert num_needed * amount <= group["replicas"] * float(limits.get(name, 0))

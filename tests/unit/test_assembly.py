@@ -1,5 +1,7 @@
 """Tiles put together again: maps at native size, one row an image, nothing half inspected."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -25,6 +27,7 @@ def _tiles(parent: str = "part", defect_at: tuple[int, int] = (20, 30)) -> list[
         score = 0.8 + y / 1000 if shows else 0.1
         row = {"key": key, "label": label, "height": SIDE, "width": SIDE, "score": score}
         row |= {"peak": float(cut(RAMP, y, x, SIDE).max()), "tiles": 1, "best_step": y}
+        row |= {"terms": [[score, float(x)]]}
         scored.append(Scored(sample, 255 - image, cut(RAMP, y, x, SIDE), row))
     return scored
 
@@ -45,6 +48,7 @@ def test_one_row_at_native_size_scores_as_the_most_suspicious_tile() -> None:
         "width": WIDTH,
         "peak": pytest.approx(RAMP.max(), rel=1e-5),
         "tiles": len(tiles),
+        "terms": [terms for tile in tiles for terms in tile.row["terms"]],
     }
 
 
@@ -56,6 +60,26 @@ def test_an_image_with_a_hole_fails_and_takes_no_other_with_it(missing: int) -> 
     assert [image.row["key"] for image in images] == ["sound"]
     assert [row["key"] for row in failed] == [tile.sample.key for tile in broken]
     assert all("another tile of its image could not be read" in row["reason"] for row in failed)
+
+
+def _masked(tiles: list[Scored], mask: np.ndarray) -> list[Scored]:
+    masked = []
+    for tile in tiles:
+        place = tile.sample.tile
+        assert place
+        part = np.ascontiguousarray(cut(mask, place.y, place.x, SIDE))
+        masked.append(replace(tile, sample=replace(tile.sample, mask=part)))
+    return masked
+
+
+def test_masks_of_the_tiles_make_the_mask_of_the_image() -> None:
+    mask = np.random.default_rng(1).random((HEIGHT, WIDTH)) < 0.05
+    tiles = _masked(_tiles(), mask)
+    (image,), _ = assemble_images(tiles)
+    np.testing.assert_array_equal(image.sample.mask, mask)
+    unknown = replace(tiles[3], sample=replace(tiles[3].sample, mask=None))
+    (image,), _ = assemble_images([*tiles[:3], unknown, *tiles[4:]])
+    assert image.sample.mask is None
 
 
 def test_whole_images_pass_unchanged_also_when_named_like_an_image_of_tiles() -> None:

@@ -171,8 +171,9 @@ def test_best_model_is_chosen_at_the_final_resolution_without_a_fade(
 
 
 def _best(config: Config) -> BestModel:
-    architecture = architecture_of(config, load_index(Store(config.data.uri)))
-    return BestModel(Store(config.run.dir), architecture, config.objective)
+    index = load_index(Store(config.data.uri))
+    architecture = architecture_of(config, index)
+    return BestModel(Store(config.run.dir), architecture, index.preparation, config.objective)
 
 
 def test_best_so_far_is_known_again_after_a_restart(packed: Store, tmp_path: Path) -> None:
@@ -221,6 +222,7 @@ def test_finished_model_is_the_last_or_the_best(
         config=config,
         run=run,
         state=state,
+        index=load_index(packed),
         architecture=architecture_of(config, load_index(packed)),
         observer=SimpleNamespace(close=lambda: None),
     )

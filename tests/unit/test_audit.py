@@ -95,14 +95,12 @@ def test_precision_at_c_counts_as_many_images_as_were_mixed_in() -> None:
     assert judge(mixed_in) == Truth(contamination=3 / 8, precision=2 / 3)
 
 
-@pytest.mark.parametrize(
-    ("estimate", "high", "share"),
-    [(0.2, 0.24, 0.3), (0.05, 0.2, 0.2), (0.0, 0.0, 0.0), (0.45, 0.9, 0.5)],
-    ids=["the rule", "interval wider than the margin", "clean", "no more than a half"],
-)
-def test_weights_cover_the_interval(estimate: float, high: float, share: float) -> None:
-    told = Contamination(estimate=estimate, low=0.0, high=high, at_least=0.0)
-    assert recommended_weights(told) == pytest.approx((1 - share, share))
+@pytest.mark.parametrize(("estimate", "gamma"), [(0.2, 0.7), (0.0, 1.0), (0.45, 0.5)])
+def test_weights_cover_any_contamination_below_a_half(estimate: float, gamma: float) -> None:
+    told = Contamination(estimate=estimate, low=0.0, high=0.49, at_least=0.0)
+    weights = recommended_weights(told)
+    assert weights == pytest.approx((gamma, 1.0))
+    assert weights[1] / sum(weights) >= told.high
 
 
 @pytest.mark.parametrize("estimate", [None, 0.5, 0.9])
@@ -114,7 +112,7 @@ def test_no_weights_where_none_help(estimate: float | None) -> None:
 def test_weights_that_do_not_cover_the_estimate_are_told_with_better_ones() -> None:
     plain = advice(_found(), ObjectiveConfig(gamma=1.0, alpha=0.0))
     assert "do not cover" in plain
-    assert "--objective.gamma 0.7 --objective.alpha 0.3" in plain
+    assert "--objective.gamma 0.7 --objective.alpha 1" in plain
     assert "first 84 suspects" in plain
     enough = advice(_found(), ObjectiveConfig(gamma=0.7, alpha=0.3))
     assert "of this run cover that" in enough
@@ -141,7 +139,8 @@ def test_findings_of_scores() -> None:
     mixed_in = pd.Series([True] * 70 + [False] * 280)
     summary = find(suspects, normal, known, mixed_in, seed=0).to_dict()
     assert summary["estimate"] == pytest.approx(0.2, abs=0.06)
-    assert summary["alpha"] == pytest.approx(1.5 * summary["estimate"], abs=0.02)
+    assert summary["gamma"] == pytest.approx(1 - 1.5 * summary["estimate"], abs=1e-3)
+    assert summary["alpha"] == 1.0
     assert (summary["true_contamination"], summary["precision_at_c"]) == (0.2, 1.0)
     json.dumps(summary, allow_nan=False)
     untold = find(suspects, normal, known[:0], None, seed=0)
@@ -184,7 +183,7 @@ def test_page_tells_estimate_weights_and_charts(
 ) -> None:
     page = render(config, _found(), tables, mixed_in=None, num_failed=2)
     assert "15.0–24.0&nbsp;%" in page
-    assert "γ&nbsp;0.7 α&nbsp;0.3" in page
+    assert "γ&nbsp;0.7 α&nbsp;1" in page
     for legend in ("training (12)", "normal (8)", "known abnormal (4)"):
         assert legend in page
     assert "could not be scored" in page

@@ -86,8 +86,8 @@ def test_rows_come_in_whole_passes_of_another_order_each() -> None:
 @pytest.mark.parametrize(
     ("model", "contamination", "expected"),
     [
-        ("method", 0.2, (0.7, 0.3)),
-        ("method", 0.0, (0.85, 0.15)),
+        ("method", 0.2, (0.7, 1.0)),
+        ("method", 0.0, (0.85, 1.0)),
         ("AnoGAN", 0.4, (1.0, 0.0)),
     ],
 )

@@ -95,7 +95,7 @@ def test_another_number_of_ranks_reads_on_and_draws_anew(
         drawn.append(state.latent_state())
         assert len(notes) == (rank == 0)
         if notes:
-            assert f"cluster.num_workers={after} after {before}" in notes[0]
+            assert f"resumed with {after} instead of {before} workers" in notes[0]
             assert "bit for bit" in notes[0]
         again, _, _ = _restore(tmp_path, rank=rank, world_size=after)
         assert torch.equal(again.latent_state(), state.latent_state())

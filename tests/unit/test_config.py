@@ -23,6 +23,20 @@ from cluster.errors import UserError
         ({"search.window": 4}, "window=4 must be odd"),
         ({"tracking.keep_best": True}, "keep_best=True needs validation_images above 0"),
         ({"schedule.batch": 6}, "schedule.batch=6 must be a multiple of cluster.num_workers"),
+        ({"cluster.min_workers": 3}, "min_workers=3 must not be above num_workers=2"),
+        (
+            {"cluster.num_workers": 3, "cluster.min_workers": 2, "schedule.batch": 36},
+            "schedule.batch=36 must be a multiple of 24, so that any number of workers from "
+            "cluster.min_workers=2 to cluster.num_workers=3 can share it in groups of 4; use 48",
+        ),
+        (
+            {
+                "cluster.deterministic": True,
+                "cluster.gpus_per_worker": 1,
+                "augment.transforms": ["brightness", "zoom"],
+            },
+            "cluster.deterministic=True cannot be kept on GPUs with augment.transforms zoom, whose",
+        ),
         ({"schedule.at": {32: {"batch": 6}}}, "schedule.at.32.batch=6 must be a multiple"),
         ({"schedule.at": {48: {}}}, "schedule.at.48=48: input should be 4, 8, 16"),
         ({"schedule.at": {32: {"bath": 6}}}, "schedule.at.32 has batch, abnormal_batch"),
@@ -48,6 +62,15 @@ def test_stages_take_what_is_said_of_their_resolution() -> None:
     assert (stages[16].fade_kimg, stages[16].steady_kimg, stages[32].steady_kimg) == (1, 100, 9)
     # 64 images are 32 on each of two workers, who compute 16 at once.
     assert (stages[16].num_parts, stages[8].num_parts) == (2, 1)
+
+
+def test_fewer_workers_compute_the_same_batch_in_more_parts() -> None:
+    told = {"cluster.min_workers": 1, "cluster.num_workers": 2, "cluster.images_per_pass": 16}
+    config = load_config(None, told)
+    assert list(config.cluster.worker_counts) == [1, 2]
+    alone, together = config.stages(1)[-1], config.stages()[-1]
+    assert (alone.batch, alone.num_parts) == (together.batch, 2 * together.num_parts) == (32, 2)
+    assert list(load_config().cluster.worker_counts) == [2]
 
 
 def test_settings_of_a_resolution_survive_the_file(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Streams: exact position in any world, nothing skipped silently, errors where they belong."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -248,6 +249,38 @@ def test_error_while_reading_ahead_surfaces_at_its_batch_and_stays(packed) -> No
         with pytest.raises(DataError, match="No such file"):
             stream.next_batch()
     assert stream.state() == state
+
+
+@pytest.mark.parametrize(("kept_batches", "ahead"), [(1000, 3), (8, 2), (3, 0)])
+def test_shards_are_fetched_ahead_once_a_pass_as_far_as_the_cache_keeps_them(
+    untouched, monkeypatch, kept_batches: int, ahead: int
+) -> None:
+    fetched: list[str] = []
+    monkeypatch.setattr("data.stream._LOOK_AHEAD", 3)
+    monkeypatch.setattr(SplitReader, "fetch", lambda s, shard: fetched.append(s.shards[shard].path))
+    wanted = []
+    readers = [_reader(untouched), _reader(untouched, "train-abnormal", lanes=2)]
+    for reader, batch in zip(readers, (4, 2), strict=True):
+        reader.num_kept = kept_batches * batch
+        # 20 batches handed out, one more read.
+        numbers = range((21 + ahead) * batch)
+        places = {(n // reader.order.num_samples, reader.order.locate(n)[0]) for n in numbers}
+        wanted += [reader.shards[shard].path for _, shard in places]
+    stream = BatchStream(*readers, batch=4, abnormal_batch=2, part=Share(prefetch=0))
+    for _ in range(20):
+        stream.next_batch()
+    deadline_s = time.monotonic() + 10
+    while len(fetched) < len(wanted) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    stream.close()
+    assert sorted(fetched) == sorted(wanted)
+
+
+def test_what_the_cache_keeps_is_counted_in_images(untouched) -> None:
+    num_bytes = sum(s.bytes for s in untouched[1].shards_of("train-normal", 8))
+    cache = ShardCache(untouched[0], limit_bytes=3 * num_bytes)
+    reader = SplitReader(cache, untouched[1], "train-normal", 8, lanes=4, seed=0)
+    assert reader.num_kept == 3 * NUM_NORMAL
 
 
 def _touched(order, number: int) -> set[int]:

@@ -1,5 +1,7 @@
 """The plan of a training run: memory without running, what does not fit, expected time."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
@@ -15,7 +17,7 @@ from cluster.errors import UserError
 from cluster.probe import Probe, memory_of, probe
 from gan.memory import StepMemory, step_memory
 from gan.model import Architecture
-from tests.jobs import TINY
+from tests.jobs import ROOT, TINY
 
 ARCHITECTURE = Architecture(
     resolution=64, channels=1, latent_dim=16, fmap_base=256, fmap_max=32, group_size=4
@@ -93,6 +95,57 @@ def test_cutting_the_batch_makes_it_fit() -> None:
     check_memory(_config(**{"cluster.images_per_pass": 8}), memories, _found(100 + 8 * 10))
 
 
+def test_process_beside_its_tensors_counts() -> None:
+    memory = StepMemory(fixed_bytes=100, image_bytes=10)
+    there = Probe(device="CPU", memory_bytes=1000, step_s={}, own_bytes=300, factor=2.0)
+    assert there.needed_bytes(memory, 25) == 300 + 2 * (100 + 25 * 10) == there.memory_bytes
+    assert there.fitting_images(memory) == 25
+    check_memory(_config(**{"cluster.images_per_pass": 8}), [memory] * 3, there)
+    assert Probe(device="GPU", memory_bytes=350, step_s={}).fitting_images(memory) == 25
+
+
+def test_a_step_on_the_cpu_takes_what_is_told() -> None:
+    """In a process of its own, which has made a first small convolution."""
+    done = subprocess.run(
+        [sys.executable, "-c", _GROW], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    told, grown = map(int, done.stdout.split())
+    assert grown == pytest.approx(told, rel=0.25)
+
+
+_GROW = """
+import re, torch
+from pathlib import Path
+from cluster.probe import _machine
+from gan.memory import step_memory
+from gan.model import Architecture
+from gan.schedule import Phase
+from gan.state import Rates, TrainingState
+from gan.step import Objective
+
+def peak():
+    # Not getrusage, whose number begins with that of the process that started this one.
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+torch.set_num_threads(1)
+torch.nn.Conv2d(1, 4, 3)(torch.rand(2, 1, 8, 8)).sum().backward()
+before = peak()
+device, found = torch.device("cpu"), _machine(torch.device("cpu"), 1)
+architecture = Architecture(
+    resolution=32, channels=1, latent_dim=16, fmap_base=512, fmap_max=64, group_size=4
+)
+rates = Rates(generator_lr=1e-3, discriminator_lr=1e-3, ema_half_life_kimg=1.0)
+state = TrainingState(architecture, rates, seed=0, rank=0, device=device)
+phase = Phase(3, True, 0, 1000)
+state.enter(phase, lambda network: network)
+objective = Objective(gamma=0.7, alpha=0.3, r1_weight=1.0, r1_interval=2)
+for _ in range(2):
+    state.step(phase, torch.rand(16, 1, 32, 32), torch.rand(8, 1, 32, 32), objective, images=1)
+told = found.needed_bytes(step_memory(architecture, 3, abnormal_share=0.5), 16)
+print(told - before, peak() - before)
+"""
+
+
 def test_expected_time_is_steps_times_seconds() -> None:
     # 0.16 kimg at 4 pixels, 0.32 at 8 and 0.48 at 16, in steps of 16 images.
     config = _config()
@@ -124,8 +177,11 @@ def test_probe_extrapolates_what_would_take_too_long(monkeypatch: pytest.MonkeyP
 def test_probe_does_not_touch_what_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     config = _config()
     memories = memory_of(config, Architecture(**config.networks.model_dump(), channels=1))
-    limit = memories[1].total_bytes(16)
-    assert memories[0].total_bytes(16) <= limit < memories[2].total_bytes(16)
-    monkeypatch.setattr(probing, "_memory_bytes", lambda device: limit)
+    needed = [memory.total_bytes(16) for memory in memories]
+    assert needed[0] <= needed[1] < needed[2]
+    there = Probe(
+        device="CPU", memory_bytes=100 + 2 * needed[1], step_s={}, own_bytes=100, factor=2
+    )
+    monkeypatch.setattr(probing, "_machine", lambda device, workers_per_node: there)
     found = probe(config.model_dump(), channels=1, workers_per_node=1)
     assert list(found.step_s) == [4, 8]

@@ -8,16 +8,27 @@ import pytest
 
 from cluster.config import Config, load_config
 from cluster.errors import UserError
-from cluster.evaluate import EXPLANATIONS, METRICS, evaluate, evaluate_inspection, evaluate_run
-from cluster.inspection_files import MANIFEST, write_unit
+from cluster.evaluate import (
+    EXPLANATIONS,
+    METRICS,
+    evaluate,
+    evaluate_inspection,
+    evaluate_pixels,
+    evaluate_run,
+    with_interval,
+)
+from cluster.inspection_files import MANIFEST, SCHEMA, pixels_path, write_unit
+from cluster.pixel_metrics import PixelCounts
 from data.dataset import DatasetIndex, save_index
 from data.store import Store
+from gan.thresholds import RULES
 from tests.inspection_fixture import FAILED, write_inspection
 
 
 def _table(rows: list[tuple[str, str, float, str | None]]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["label", "kind", "score", "decision"])
-    return table.assign(key=[f"k{i}" for i in range(len(table))])
+    keys = [f"k{i}" for i in range(len(table))]
+    return table.assign(key=keys, group=keys)
 
 
 SMALL = [
@@ -46,6 +57,10 @@ def test_small_table_by_hand() -> None:
     assert metrics["recall"] == pytest.approx(2 / 3)
     assert metrics["false_positive_rate"] == pytest.approx(1 / 4)
     assert metrics["f1"] == pytest.approx(2 * 2 / (3 + 3))
+    assert metrics["escape_rate"] == pytest.approx(1 / 3)
+    assert metrics["review_rate"] == 0
+    # Only from 0.25 on are 95 % of three anomalies flagged, and 0.3 and 0.8 with them.
+    assert metrics["fpr_at_95_recall"] == pytest.approx(2 / 4)
     assert (metrics["num_normal"], metrics["num_abnormal"]) == (4, 3)
 
 
@@ -76,6 +91,60 @@ def test_none_where_nothing_can_be_said() -> None:
     }
     silent = evaluate(table.assign(decision="normal"), (), None)
     assert (silent["precision"], silent["recall"], silent["f1"]) == (None, 0.0, 0.0)
+
+
+def test_review_is_neither_an_alarm_nor_an_escape() -> None:
+    decisions = ["normal", "review", "normal", "abnormal", "abnormal", "review", "normal", None]
+    metrics = evaluate(_table(SMALL).assign(decision=decisions), (), None)
+    assert metrics["recall"] == pytest.approx(1 / 3)
+    assert metrics["escape_rate"] == pytest.approx(1 / 3)
+    assert metrics["false_positive_rate"] == pytest.approx(1 / 4)
+    assert metrics["review_rate"] == pytest.approx(2 / 7)
+
+
+def test_parts_are_drawn_whole() -> None:
+    """A part's five pictures are one piece of evidence: fewer pieces, wider intervals."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(["normal", "abnormal"], 50)
+    scores = np.repeat(rng.normal(size=20), 5) + (labels == "abnormal")
+    table = _table([(label, "x", score, None) for label, score in zip(labels, scores, strict=True)])
+    apart = evaluate(table, (), None)["intervals"]["auroc"]
+    together = evaluate(table.assign(group=np.arange(100) // 5), (), None)["intervals"]["auroc"]
+    assert together[1] - together[0] > 1.5 * (apart[1] - apart[0])
+
+
+def test_units_of_pixels_add_up_and_only_finished_ones_count(tmp_path: Path) -> None:
+    config = _config(tmp_path)
+    out = Store(config.inspect.dir)
+    write_inspection(out)
+    rng, whole = np.random.default_rng(0), PixelCounts(num_without_mask=4)
+    for number, unit in enumerate(("test-32-00000", "test-32-00001", "unfinished")):
+        counts = PixelCounts(num_without_mask=2)
+        for i in range(10):
+            level, mask = rng.random((8, 8)), np.zeros((8, 8), bool)
+            mask[2:4, 2:5] = i % 2
+            for each in (counts, whole) if number < 2 else (counts,):
+                each.add(level + 0.5 * mask, mask, f"part-{number}-{i}")
+        out.write_bytes(pixels_path(unit), counts.to_bytes())
+    metrics = evaluate_run(config)
+    expected = evaluate_pixels(whole)
+    assert metrics["intervals"].items() >= expected.pop("intervals").items()
+    assert metrics.items() >= expected.items()
+    assert (metrics["num_pixel_images"], metrics["num_without_mask"]) == (20, 4)
+    assert 0.5 < metrics["aupro"] < metrics["pixel_auroc"] < 1
+
+
+def test_the_operations_page_explains_every_number_rule_and_column() -> None:
+    text = (Path(__file__).parents[2] / "docs/operations.md").read_text(encoding="utf-8")
+    names = {*EXPLANATIONS, *RULES, *SCHEMA.names}
+    assert {name for name in names if f"`{name}`" not in text} == set()
+
+
+def test_number_is_shown_with_its_interval() -> None:
+    assert with_interval(0.91249, [0.8871, 0.9344]) == "0.912 (0.887–0.934)"
+    assert with_interval(0.5, None) == "0.500"
+    assert with_interval(3, None) == "3"
+    assert with_interval(None, None) == "-"
 
 
 @pytest.mark.parametrize("missing", ["normal", "abnormal"])
@@ -109,11 +178,14 @@ def test_evaluate_run_writes_what_it_returns(
     table = write_inspection(out)
     metrics = evaluate_run(config)
     assert json.loads(out.read_bytes(METRICS)) == metrics
-    assert metrics == evaluate(table, {"scratch"}, None) | {"num_failed": len(FAILED)}
-    assert set(metrics) == {*EXPLANATIONS, "auroc_by_kind"}
+    of_images = evaluate(table, {"scratch"}, None)
+    assert metrics == {**evaluate_pixels(PixelCounts()), **of_images, "num_failed": len(FAILED)}
+    assert set(metrics) == {*EXPLANATIONS, "intervals", "auroc_by_kind"}
+    low, high = metrics["intervals"]["auroc"]
+    assert low < metrics["auroc"] < high
     assert evaluate_inspection(config) == 0
     printed = capsys.readouterr().out
-    assert f"{metrics['auroc']:.3f}" in printed
+    assert f"{metrics['auroc']:.3f} ({low:.3f}–{high:.3f})" in printed
     assert out.url(METRICS) in printed
 
 
@@ -130,6 +202,10 @@ def _delete_scores(out: Store) -> None:
         out.delete(name)
 
 
+def _damage_pixels(out: Store) -> None:
+    out.write_bytes(pixels_path("test-32-00000"), b"PK")
+
+
 def _drop_labels(out: Store) -> None:
     write_inspection(out, labelled=False)
 
@@ -140,6 +216,7 @@ def _drop_labels(out: Store) -> None:
         (_delete_manifest, "not a finished inspection"),
         (_score_an_image_again, "'part-000' twice"),
         (_delete_scores, "no scores"),
+        (_damage_pixels, r"pixels/test-32-00000\.npz is damaged .*; inspect again"),
         (_drop_labels, "out: labels are normal=0, abnormal=0, unlabelled=40"),
     ],
 )

@@ -1,94 +1,30 @@
-"""Latent search: exact against a plain reference, and each image on its own."""
+"""Latent search: each image on its own, the best seen kept, nothing else touched."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from gan.networks import Discriminator, Generator, ProgressiveFeatures
-from gan.search import (
-    SearchResult,
-    SearchSettings,
-    feature_loss,
-    initial_latents,
-    latent_search,
-    residual_loss,
-)
-
-STAGE = 2
-LATENT_DIM = 16
-NUM_IMAGES = 7
-SETTINGS = SearchSettings(steps=100, step_size=0.05, feature_weight=0.3, feature_levels=(0, -1))
-KEYS = [f"part-{number:03d}" for number in range(NUM_IMAGES)]
-
-
-def networks(dtype: torch.dtype = torch.float32) -> tuple[Generator, Discriminator]:
-    torch.manual_seed(11)
-    sizes = {"resolution": 16, "channels": 1, "fmap_base": 64, "fmap_max": 32}
-    generator = Generator(latent_dim=LATENT_DIM, **sizes)
-    discriminator = Discriminator(ProgressiveFeatures(**sizes), group_size=4)
-    for network in (generator, discriminator):
-        network.to(dtype).eval().requires_grad_(False)
-    return generator, discriminator
-
-
-def queries(dtype: torch.dtype = torch.float32) -> Tensor:
-    source = torch.Generator().manual_seed(12)
-    return torch.rand(NUM_IMAGES, 1, 16, 16, generator=source).to(dtype) * 2 - 1
-
-
-def search(
-    rows: list[int], settings: SearchSettings = SETTINGS, dtype: torch.dtype = torch.float32
-) -> SearchResult:
-    """Search the given images together, each from the start its key gives."""
-    generator, discriminator = networks(dtype)
-    start = initial_latents([KEYS[row] for row in rows], LATENT_DIM, seed=3).to(dtype)
-    image = queries(dtype)[rows]
-    return latent_search(generator, discriminator.features, image, start, settings, stage=STAGE)
-
-
-def plain_search(row: int, settings: SearchSettings) -> tuple[Tensor, float, int]:
-    """Algorithm 1 as written, for one image, in float64: best latent, best loss, its step."""
-    generator, discriminator = networks(torch.float64)
-    image = queries(torch.float64)[row : row + 1]
-    z = initial_latents([KEYS[row]], LATENT_DIM, seed=3).double().requires_grad_()
-    adam = torch.optim.Adam([z], lr=settings.step_size)
-    best = (z.detach().clone(), float("inf"), -1)
-    for step in range(settings.steps + 1):
-        adam.zero_grad()
-        made = generator(z, STAGE)
-        f_image, f_made = discriminator.features(image, STAGE), discriminator.features(made, STAGE)
-        feature = sum(
-            (f_image[level] - f_made[level]).abs().mean() for level in settings.feature_levels
-        ) / len(settings.feature_levels)
-        weight = settings.feature_weight
-        loss = (1 - weight) * (image - made).abs().mean() + weight * feature
-        if loss.item() < best[1]:
-            best = (z.detach().clone(), loss.item(), step)
-        loss.backward()
-        adam.step()
-    return best
-
-
-@pytest.mark.parametrize("feature_levels", [(0,), (0, -1)])
-def test_batched_search_is_algorithm_1(feature_levels: tuple[int, ...]) -> None:
-    settings = replace(SETTINGS, feature_levels=feature_levels, steps=40)
-    found = search(list(range(NUM_IMAGES)), settings, torch.float64)
-    for row in range(NUM_IMAGES):
-        latent, score, step = plain_search(row, settings)
-        assert float(found.score[row]) == pytest.approx(score, rel=1e-9)
-        assert int(found.step[row]) == step
-        torch.testing.assert_close(found.latent[row], latent[0], rtol=0, atol=1e-8)
+from gan.layers import EqualizedConv2d
+from gan.model import place
+from gan.search import initial_latents, latent_search
+from gan.search_loss import feature_loss, residual_loss
+from gan.slots import Slots
+from tests.searching import KEYS, LATENT_DIM, NUM_IMAGES, SETTINGS, STAGE, networks, queries, search
 
 
 def test_search_leaves_the_weights_bit_identical() -> None:
     generator, discriminator = networks()
     before = copy.deepcopy((generator.state_dict(), discriminator.state_dict()))
     start = initial_latents(KEYS, LATENT_DIM, seed=3)
-    latent_search(generator, discriminator.features, queries(), start, SETTINGS, stage=STAGE)
+    latent_search(
+        generator, discriminator.features, queries(), start.unsqueeze(1), SETTINGS, stage=STAGE
+    )
     for network, kept in zip((generator, discriminator), before, strict=True):
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, kept[name]), name
@@ -102,7 +38,7 @@ def test_search_fills_no_gradients_of_trainable_networks() -> None:
     start = initial_latents(KEYS, LATENT_DIM, seed=3)
     settings = replace(SETTINGS, steps=2)
     found = latent_search(
-        generator, discriminator.features, queries(), start, settings, stage=STAGE
+        generator, discriminator.features, queries(), start.unsqueeze(1), settings, stage=STAGE
     )
     assert all(p.grad is None for n in (generator, discriminator) for p in n.parameters())
     assert not found.score.requires_grad
@@ -147,7 +83,9 @@ def test_a_start_that_is_already_best_is_kept() -> None:
     start = initial_latents(KEYS, LATENT_DIM, seed=3)
     image = generator(start, STAGE)
     settings = replace(SETTINGS, steps=5, step_size=0.5)
-    found = latent_search(generator, discriminator.features, image, start, settings, stage=STAGE)
+    found = latent_search(
+        generator, discriminator.features, image, start.unsqueeze(1), settings, stage=STAGE
+    )
     assert torch.equal(found.latent, start)
     torch.testing.assert_close(found.score, torch.zeros(NUM_IMAGES), rtol=0, atol=1e-6)
     assert (found.step == 0).all()
@@ -176,13 +114,62 @@ def test_everything_reported_belongs_to_the_best_latent(step_size: float) -> Non
 def test_search_finds_an_image_the_generator_made() -> None:
     generator, discriminator = networks()
     target = initial_latents(["target"], LATENT_DIM, seed=0)
-    start = target + 0.3 * torch.randn(1, LATENT_DIM)
+    start = (target + 0.3 * torch.randn(1, LATENT_DIM)).unsqueeze(1)
     image = generator(target, STAGE)
-    found = latent_search(generator, discriminator.features, image, start, SETTINGS, stage=STAGE)
-    begun = latent_search(
-        generator, discriminator.features, image, start, replace(SETTINGS, steps=0), stage=STAGE
+    found, begun = (
+        latent_search(generator, discriminator.features, image, start, settings, stage=STAGE)
+        for settings in (SETTINGS, replace(SETTINGS, steps=0))
     )
     assert float(found.score) < 0.1 * float(begun.score)
+
+
+def test_no_steps_build_no_graph_and_run_each_network_once() -> None:
+    generator, discriminator = networks()
+    for network in (generator, discriminator):
+        network.requires_grad_(True)
+    made: list[Tensor] = []
+    generator.register_forward_hook(lambda _module, _inputs, image: made.append(image))
+    settings = replace(SETTINGS, steps=0, block=4)
+    starts = initial_latents(KEYS, LATENT_DIM, seed=3).unsqueeze(1)
+    latent_search(generator, discriminator.features, queries(), starts, settings, stage=STAGE)
+    assert [len(image) for image in made] == [4, 4]
+    assert not any(image.requires_grad for image in made)
+
+
+def test_bfloat16_is_close_and_its_losses_are_float32() -> None:
+    rows = list(range(NUM_IMAGES))
+    exact, rough = (
+        search(rows, replace(SETTINGS, steps=10, dtype=dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert rough.score.dtype == rough.reconstruction.dtype == torch.float32
+    torch.testing.assert_close(rough.score, exact.score, rtol=0.03, atol=0)
+    assert not torch.equal(rough.score, exact.score)
+
+
+def test_channels_are_innermost_in_all_convolutions_but_that_of_one_grey_channel() -> None:
+    generator, discriminator = (place(n, torch.device("cpu")) for n in networks())
+    outer: list[str] = []
+
+    def check(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+            if not output.is_contiguous(memory_format=torch.channels_last):
+                outer.append(name)
+
+        return hook
+
+    num_hooks = 0
+    for network in (generator, discriminator.features):
+        for name, module in network.named_modules():
+            if isinstance(module, EqualizedConv2d):
+                module.register_forward_hook(check(name))
+                num_hooks += 1
+    starts = initial_latents(KEYS, LATENT_DIM, seed=3).unsqueeze(1)
+    settings = replace(SETTINGS, steps=1)
+    latent_search(generator, discriminator.features, queries(), starts, settings, stage=STAGE)
+    assert num_hooks > 10
+    # One grey channel has no order; what is made of it is put in order by the next convolution.
+    assert set(outer) <= {f"from_image.{STAGE}"}
 
 
 def test_gradient_of_the_loss_meets_finite_differences(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,16 +177,16 @@ def test_gradient_of_the_loss_meets_finite_differences(monkeypatch: pytest.Monke
     image = queries(torch.float64)[:2]
     gradients: list[Tensor] = []
 
-    def record(_: object, latent: Tensor, gradient: Tensor) -> Tensor:
+    def record(slots: Slots, gradient: Tensor) -> None:
         gradients.append(gradient)
-        return latent
+        slots.age += 1
 
-    monkeypatch.setattr("gan.search._LatentAdam.step", record)
+    monkeypatch.setattr(Slots, "step", record)
 
     def loss(latent: Tensor, steps: int = 0) -> Tensor:
         settings = replace(SETTINGS, steps=steps)
         return latent_search(
-            generator, discriminator.features, image, latent, settings, stage=STAGE
+            generator, discriminator.features, image, latent.unsqueeze(1), settings, stage=STAGE
         ).score
 
     start = initial_latents(KEYS[:2], LATENT_DIM, seed=3).double()

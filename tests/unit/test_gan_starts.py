@@ -1,4 +1,4 @@
-"""Starts of a search: the nearest candidate, chosen for each image on its own."""
+"""Starts of a search: the best proposals first, chosen for each image on its own."""
 
 from dataclasses import replace
 
@@ -6,32 +6,47 @@ import pytest
 import torch
 from torch import Tensor
 
+from gan.encoder import Encoder
 from gan.networks import Discriminator, Generator, ProgressiveFeatures
-from gan.search import SearchSettings, initial_latents, latent_search
-from gan.starts import Candidates, draw_candidates, nearest_starts
+from gan.search import initial_latents, latent_search
+from gan.search_loss import SearchLoss, SearchSettings
+from gan.starts import Starts, draw_candidates
 
 STAGE, COUNT, NUM_IMAGES = 2, 40, 7
 SETTINGS = SearchSettings(
     steps=5, step_size=0.05, feature_weight=0.3, feature_levels=(0, -1), block=4
 )
+KEYS = [f"part-{number}" for number in range(NUM_IMAGES)]
 
 
-def _networks() -> tuple[Generator, Discriminator]:
+def _networks() -> tuple[Generator, Discriminator, Encoder]:
     torch.manual_seed(11)
     sizes = {"resolution": 16, "channels": 1, "fmap_base": 64, "fmap_max": 32}
     generator = Generator(latent_dim=16, **sizes)
     discriminator = Discriminator(ProgressiveFeatures(**sizes), group_size=4)
-    for network in (generator, discriminator):
+    networks = generator, discriminator, Encoder(latent_dim=16, **sizes)
+    for network in networks:
         network.eval().requires_grad_(False)
-    return generator, discriminator
+    return networks
 
 
-GENERATOR, DISCRIMINATOR = _networks()
+GENERATOR, DISCRIMINATOR, ENCODER = _networks()
 FEATURES = DISCRIMINATOR.features
 
 
-def _draw(count: int = COUNT, seed: int = 3) -> Candidates | None:
-    return draw_candidates(GENERATOR, FEATURES, SETTINGS, count=count, seed=seed, stage=STAGE)
+def _loss(settings: SearchSettings = SETTINGS) -> SearchLoss:
+    return SearchLoss(GENERATOR, FEATURES, settings, STAGE)
+
+
+def _starts(
+    restarts: int = 1,
+    candidates: int = COUNT,
+    encoder: Encoder | None = None,
+    settings: SearchSettings = SETTINGS,
+) -> Starts:
+    return Starts(
+        _loss(settings), restarts=restarts, candidates=candidates, seed=3, encoder=encoder
+    )
 
 
 def _queries() -> Tensor:
@@ -41,48 +56,78 @@ def _queries() -> Tensor:
     return GENERATOR(latent, STAGE, 1.0) + noise
 
 
-def _starts(image: Tensor) -> Tensor:
-    candidates = _draw()
-    assert candidates
-    return nearest_starts(FEATURES, image, candidates, SETTINGS, stage=STAGE)
+def _scores(image: Tensor, latents: Tensor, settings: SearchSettings) -> Tensor:
+    """L of one image at many latents, as the search itself gives it."""
+    repeated = image.expand(len(latents), *image.shape)
+    return latent_search(
+        GENERATOR, FEATURES, repeated, latents.unsqueeze(1), settings, stage=STAGE
+    ).score
 
 
 @pytest.mark.parametrize("feature_weight", [0.0, 0.3, 1.0])
-def test_the_start_has_the_lowest_loss_that_the_search_itself_gives(feature_weight: float) -> None:
-    images, candidates = _queries(), _draw()
-    assert candidates
+@pytest.mark.parametrize("with_encoder", [False, True])
+def test_starts_are_those_with_the_lowest_loss_that_the_search_gives(
+    feature_weight: float, with_encoder: bool
+) -> None:
+    images = _queries()
     unmoved = replace(SETTINGS, feature_weight=feature_weight, steps=0)
-    starts = nearest_starts(FEATURES, images, candidates, unmoved, stage=STAGE)
-    for image, start in zip(images, starts, strict=True):
-        repeated = image.expand(COUNT, *image.shape)
-        scores = latent_search(
-            GENERATOR, FEATURES, repeated, candidates.latent, unmoved, stage=STAGE
-        ).score
-        assert torch.equal(start, candidates.latent[scores.argmin()])
+    starts = _starts(3, encoder=ENCODER if with_encoder else None, settings=unmoved)
+    assert starts.candidates
+    found = starts(KEYS, images)
+    assert found.shape == (NUM_IMAGES, 3, 16)
+    for number, image in enumerate(images):
+        pool = starts.candidates.latent
+        if with_encoder:
+            pool = torch.cat([pool, ENCODER(images, STAGE)[number : number + 1]])
+        lowest = _scores(image, pool, unmoved).argsort()[:3]
+        torch.testing.assert_close(found[number], pool[lowest])
+
+
+def test_the_encoder_s_proposal_goes_to_the_image_it_was_made_for() -> None:
+    """An encoder that knows the answer wins against every candidate."""
+    answers = initial_latents(KEYS, 16, seed=5)
+    images = GENERATOR(answers, STAGE)
+
+    class Knowing(Encoder):
+        def forward(self, image_BCHW: Tensor, stage: int) -> Tensor:
+            return answers[torch.cdist(image_BCHW.flatten(1), images.flatten(1)).argmin(dim=1)]
+
+    knowing = Knowing(resolution=16, channels=1, latent_dim=16, fmap_base=64, fmap_max=32)
+    for candidates in (0, COUNT):
+        found = _starts(1, candidates=candidates, encoder=knowing)(KEYS, images)
+        assert torch.equal(found[:, 0], answers)
 
 
 def test_an_image_the_generator_made_starts_where_it_was_made() -> None:
-    candidates = _draw()
-    assert candidates
-    assert torch.equal(_starts(candidates.image[[5, 31, 0]]), candidates.latent[[5, 31, 0]])
+    starts = _starts()
+    assert starts.candidates
+    rows = [5, 31, 0]
+    found = starts(KEYS[:3], starts.candidates.image[rows])
+    assert torch.equal(found[:, 0], starts.candidates.latent[rows])
 
 
 @pytest.mark.parametrize("order", [[3], [6, 2, 4], [4, 5, 6, 0, 1, 2, 3]])
 def test_a_start_does_not_depend_on_order_or_neighbours(order: list[int]) -> None:
+    images, starts = _queries(), _starts(2, encoder=ENCODER)
+    some = starts([KEYS[row] for row in order], images[order])
+    assert torch.equal(some, starts(KEYS, images)[order])
+
+
+def test_random_draws_make_up_the_number_where_proposals_are_few() -> None:
     images = _queries()
-    assert torch.equal(_starts(images[order]), _starts(images)[order])
+    drawn = _starts(2, candidates=0)(KEYS, images)
+    assert torch.equal(drawn[:, 0], initial_latents(KEYS, 16, seed=3))
+    assert len(torch.unique(drawn.flatten(0, 1), dim=0)) == 2 * NUM_IMAGES
+    led = _starts(2, candidates=0, encoder=ENCODER)(KEYS, images)
+    torch.testing.assert_close(led[:, 0], ENCODER(images, STAGE))
+    assert torch.equal(led[:, 1], drawn[:, 0])
+    few = _starts(4, candidates=2)(KEYS, images)
+    assert torch.equal(few[:, 2:], drawn)
 
 
 def test_candidates_come_from_the_seed_alone_and_are_no_image_s_own_start() -> None:
-    one, same, other = _draw(), _draw(), _draw(seed=4)
-    assert one
-    assert same
-    assert other
+    one, same, other = (draw_candidates(_loss(), count=COUNT, seed=seed) for seed in (3, 3, 4))
     assert torch.equal(one.latent, same.latent)
     assert not torch.equal(one.latent, other.latent)
     assert len(torch.unique(one.latent, dim=0)) == COUNT
     assert not torch.equal(one.latent[:1], initial_latents(["0"], 16, seed=3))
-
-
-def test_no_candidates_are_none() -> None:
-    assert _draw(count=0) is None

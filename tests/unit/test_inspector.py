@@ -1,4 +1,4 @@
-"""Regions, calibration and the files of an inspection."""
+"""Regions, counts of pixels and the files of an inspection."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,8 @@ import pandas as pd
 import pyarrow.dataset
 import pytest
 
-from cluster.config import load_config
+from cluster.assembly import Scored
 from cluster.errors import UserError
-from cluster.inspection import fit_calibration
 from cluster.inspection_files import (
     finished_units,
     read_damaged,
@@ -19,7 +18,9 @@ from cluster.inspection_files import (
     scores_path,
     write_unit,
 )
-from cluster.inspector import find_regions
+from cluster.inspector import count_pixels, find_regions
+from cluster.pixel_metrics import bin_of
+from data.sample import Label, Sample
 from data.store import Store
 
 
@@ -44,29 +45,30 @@ def test_quiet_map_has_no_region() -> None:
     assert find_regions(np.full((4, 4), 0.4, np.float32)) == []
 
 
-def _validation(scores: list[float], labels: list[str]) -> pd.DataFrame:
-    return pd.DataFrame({"label": labels, "score": scores, "peak": np.array(scores) * 2})
+def _scored_image(label: Label, mask: np.ndarray | None, level: float) -> Scored:
+    image = np.zeros((4, 4, 1), np.uint8)
+    sample = Sample("a", image, label, "a.png", "part", "x", "test", mask)
+    return Scored(sample, image, np.full((4, 4), level, np.float32), {})
 
 
-def test_calibration_keeps_the_false_positive_rate_on_its_own_images() -> None:
-    scores = np.random.default_rng(0).random(99).tolist()
-    config = load_config(None, {"inspect.false_positive_rate": 0.1})
-    calibration = fit_calibration(config, _validation(scores, ["normal"] * 99))
-    assert sum(score > calibration.threshold for score in scores) == 9
-    assert calibration.map_scale == pytest.approx(2 * np.quantile(scores, 0.9) * 2)
-    assert calibration.f1_threshold is None
-
-
-def test_f1_threshold_separates_what_can_be_separated() -> None:
-    labels = ["normal"] * 30 + ["abnormal"] * 10
-    scores = [*np.linspace(0, 1, 30), *np.linspace(2, 3, 10)]
-    calibration = fit_calibration(load_config(None, {}), _validation(scores, labels))
-    assert calibration.f1_threshold == pytest.approx(2.0)
-
-
-def test_too_few_normal_images_cannot_calibrate() -> None:
-    with pytest.raises(UserError, match="needs at least 19 normal validation images, there are 5"):
-        fit_calibration(load_config(None, {}), _validation([0.1] * 5, ["normal"] * 5))
+def test_pixels_are_counted_where_it_is_known_what_they_show() -> None:
+    spot, clear = np.zeros((4, 4), bool), np.zeros((4, 4), bool)
+    spot[1, 1:3] = True
+    found = [
+        _scored_image("normal", None, 0.2),
+        _scored_image("normal", clear, 0.2),
+        _scored_image("abnormal", spot, 1.0),
+        _scored_image("abnormal", clear, 1.0),  # an empty mask says nothing of a defect
+        _scored_image("abnormal", None, 1.0),
+        _scored_image("unlabelled", spot, 1.0),
+    ]
+    counts = count_pixels(found, map_scale=2.0)
+    assert (counts.num_images, counts.num_without_mask) == (3, 2)
+    normal, abnormal, overlap = (each.sum(axis=0) for each in counts.histograms)
+    weak, strong = bin_of(np.array([0.1, 0.5]))
+    assert {i: normal[i] for i in np.flatnonzero(normal)} == {weak: 32, strong: 14}
+    assert {i: abnormal[i] for i in np.flatnonzero(abnormal)} == {strong: 2}
+    assert overlap[strong] == overlap.sum() == pytest.approx(1.0)
 
 
 def _scored(key: str, **columns: Any) -> dict[str, Any]:
@@ -82,7 +84,9 @@ def _scored(key: str, **columns: Any) -> dict[str, Any]:
         "score": 0.5,
         "residual": 0.4,
         "feature": 0.6,
+        "logit": -0.25,
         "peak": 0.9,
+        "terms": [[0.1, 0.2], [0.3, 0.4]],
         "steps": 5,
         "best_step": 4,
         "tiles": 1,

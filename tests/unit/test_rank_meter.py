@@ -36,6 +36,7 @@ def test_what_a_rank_measures_since_the_last_row(clock: list[float]) -> None:
         "train/images_per_s": 50.0,
         "data/wait_s": 2.0,
         "data/wait_share": 0.25,
+        "ranks/num_workers": 1.0,
     }
     meter.note(1.0)
     clock[0] += 2
@@ -72,6 +73,7 @@ def test_extremes_over_ranks(clock: list[float], monkeypatch: pytest.MonkeyPatch
     assert row["ranks/wait_share_min"] == pytest.approx(0.1)
     assert row["ranks/images_per_s_min"] == 20.0
     assert row["ranks/memory_gib_max"] == 300.0
+    assert row["ranks/num_workers"] == 2.0
     other[2] = -40.0
     clock[0] += 8
     assert meter.measure(800)["ranks/images_per_s_min"] == 25.0, "this rank's own share"

@@ -1,19 +1,11 @@
-"""One rank trained in this process, with steps made to fail: what becomes of the run.
-
-Ray is not started; the few functions of it that a worker calls are replaced.
-"""
+"""One rank trained in this process, with steps made to fail: what becomes of the run."""
 
 import json
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray.train
-import ray.train.torch
 import torch
 from torch import Tensor
 
@@ -27,6 +19,7 @@ from data.pack import pack
 from data.store import Store
 from gan.step import NonFiniteError
 from tests.jobs import TINY
+from tests.one_rank import Board, without_ray
 
 BATCH = 8
 SETTINGS = TINY | {
@@ -53,32 +46,6 @@ class KilledError(Exception):
     """Stands for a worker that dies."""
 
 
-@dataclass
-class Board:
-    """Stands for the actor that a worker writes on."""
-
-    notes: list[str] = field(default_factory=list)
-    asked: bool = False
-
-    @property
-    def note(self) -> SimpleNamespace:
-        return SimpleNamespace(remote=self.notes.append)
-
-    @property
-    def start(self) -> SimpleNamespace:
-        return SimpleNamespace(remote=lambda *_: None)
-
-    @property
-    def update(self) -> SimpleNamespace:
-        return SimpleNamespace(remote=lambda *_: None)
-
-    @property
-    def stopping(self) -> SimpleNamespace:
-        answer: Future[bool] = Future()
-        answer.set_result(self.asked)
-        return SimpleNamespace(remote=lambda: SimpleNamespace(future=lambda: answer))
-
-
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
     counts = {"num_train_normal": 24, "num_train_abnormal": 8, "num_validation": 2, "num_test": 2}
@@ -89,15 +56,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-    monkeypatch.setattr(ray.train, "get_context", lambda: context)
-    monkeypatch.setattr(ray.train, "report", lambda _: None)
-    monkeypatch.setattr("cluster.stopping._POLL_S", 0.0)
-    monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    num_threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(num_threads)
+def _without_ray() -> Iterator[None]:
+    with without_ray():
+        yield
 
 
 @pytest.fixture
@@ -282,3 +243,21 @@ def test_run_told_to_stop_where_it_was_resumed_leaves_that_checkpoint_alone(
     _train(_config(dataset, tmp_path), Board(asked=True))
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert len(_checkpoints(tmp_path)) == 1
+
+
+def test_deterministic_run_refuses_an_operation_that_is_not(
+    dataset: str, tmp_path: Path, failing: Callable[[Fail], None]
+) -> None:
+    def write_one_place_twice(_: int) -> None:
+        torch.zeros(1).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
+
+    failing(write_one_place_twice)
+    config = _config(dataset, tmp_path)
+    _train(config)
+    strict = config.cluster.model_copy(update={"deterministic": True})
+    other = config.run.model_copy(update={"dir": str(tmp_path / "strict")})
+    try:
+        with pytest.raises(RuntimeError, match="put_ does not have a deterministic"):
+            _train(config.model_copy(update={"cluster": strict, "run": other}))
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -18,8 +18,8 @@ from data.dataset import load_index
 from data.pack import pack
 from data.sample import Sample
 from data.store import Store
+from gan.evidence import Differences, differences
 from gan.schedule import Phase
-from gan.scores import anomaly_map
 from gan.state import Rates, TrainingState
 from tests.jobs import TINY
 from tune.spaces import apply_point, search_space
@@ -163,8 +163,9 @@ def test_trial_is_judged_by_the_statistic_of_the_settings(packed: Path) -> None:
         _auroc(packed, 2, statistic=statistic, window=1, steps=0)
         for statistic in ("mean", "window")
     )
+    fused = _auroc(packed, 2, statistic="fused", window=1, steps=0)
     whole = _auroc(packed, 2, statistic="window", window=255, steps=0, feature_weight=0)
-    assert mean != window
+    assert len({mean, window, fused}) == 3
     assert whole == _auroc(packed, 2, statistic="mean", steps=0, feature_weight=0)
 
 
@@ -173,12 +174,12 @@ def test_maps_are_made_with_the_fade_of_the_moment(
 ) -> None:
     fades, blocks = [], []
 
-    def noted(*arguments: Any, fade: float, **named: Any) -> torch.Tensor:
+    def noted(*arguments: Any, fade: float, **named: Any) -> Differences:
         fades.append(fade)
         blocks.append(len(arguments[1]))
-        return anomaly_map(*arguments, fade=fade, **named)
+        return differences(*arguments, fade=fade, **named)
 
-    monkeypatch.setattr("cluster.validation.anomaly_map", noted)
+    monkeypatch.setattr("cluster.validation.differences", noted)
     _auroc(packed, 2, fade=0.25, statistic="window", steps=0)
     assert fades == [0.25] * 3
     assert blocks == [8, 8, 4]

@@ -4,13 +4,13 @@ import functools
 import hashlib
 import itertools
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -145,8 +145,8 @@ def s3(root: Path, *, quick: bool) -> list[Row]:
     if missing := missing_programs():
         return [{"case": f"skipped: {', '.join(missing)} not installed"}]
     source = pack_surfaces(root / "s3", SIDE, 3, 128 if quick else 2048)
-    with s3_copy(source) as (store, client):
-        index = load_index(store)
+    with s3_copy(source) as (store, server):
+        index, client = load_index(store), server.client()
 
         def get(shard: ShardInfo) -> bytes:
             answer = client.get_object(Bucket=BUCKET, Key=f"set/{shard.path}")
@@ -154,23 +154,38 @@ def s3(root: Path, *, quick: bool) -> list[Row]:
             assert len(payload) == shard.bytes
             return payload
 
-        def keep(folder: Path, shard: ShardInfo) -> None:
+        def check(shard: ShardInfo) -> bytes:
             payload = get(shard)
             assert hashlib.sha256(payload).hexdigest() == shard.sha256
-            (folder / shard.sha256).write_bytes(payload)
+            return payload
+
+        def keep(folder: Path, shard: ShardInfo) -> None:
+            (folder / shard.sha256).write_bytes(check(shard))
 
         ways: dict[str, Callable[[ShardCache, Path], object]] = {
             # The length alone, so that each payload is let go of, as in `read_files`.
             "plain GETs": lambda cache, folder: for_all(index, lambda shard: len(get(shard))),
+            "plain GETs, checked": lambda cache, folder: for_all(index, lambda s: len(check(s))),
             "plain GETs, checked and kept": lambda cache, folder: for_all(
                 index, functools.partial(keep, folder)
             ),
             "cache alone": lambda cache, folder: for_all(index, lambda s: cache.open(s).close()),
             "stream": lambda cache, folder: stream_pass(Undecoded(cache, index)),
         }
-        timed = {n: functools.partial(in_new_cache, store, root, way) for n, way in ways.items()}
-        taken = in_turns(timed, 1 if quick else 9)
-        return transfer_rows(taken, store, {})
+        # What client and server take together: on full processors times are in proportion to it.
+        cpu: Taken = {name: [] for name in ways}
+
+        def timed(name: str) -> float:
+            before_s = time.process_time() + server.cpu_s()
+            taken_s = in_new_cache(store, root, ways[name])
+            cpu[name].append(time.process_time() + server.cpu_s() - before_s)
+            return taken_s
+
+        taken = in_turns({n: functools.partial(timed, n) for n in ways}, 1 if quick else 9)
+        rows = transfer_rows(taken, store, {})
+        for row, spent in zip(rows, cpu.values(), strict=True):
+            row["cpu_s"] = round(statistics.median(spent[1:]), 2)
+        return rows
 
 
 def for_all(index: DatasetIndex, function: Callable[[ShardInfo], object]) -> None:
@@ -189,8 +204,8 @@ def in_new_cache(store: Store, root: Path, function: Callable[[ShardCache, Path]
 
 
 @contextmanager
-def s3_copy(source: Store) -> Iterator[tuple[Store, Any]]:
-    """The shards on a server of our own, and a plain client of it."""
+def s3_copy(source: Store) -> Iterator[tuple[Store, CephServer]]:
+    """The shards on a server of our own."""
     with (
         tempfile.TemporaryDirectory(prefix="ceph-", ignore_cleanup_errors=True) as folder,
         CephServer(Path(folder)) as server,
@@ -199,4 +214,4 @@ def s3_copy(source: Store) -> Iterator[tuple[Store, Any]]:
         client = server.client()
         for path in [INDEX_NAME, *(shard.path for shard in shards_in(source))]:
             client.put_object(Bucket=BUCKET, Key=f"set/{path}", Body=source.read_bytes(path))
-        yield Store(f"s3://{BUCKET}/set"), client
+        yield Store(f"s3://{BUCKET}/set"), server

@@ -8,20 +8,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.config import Config
-from cluster.inspector import search_settings, statistic
+from cluster.engine import Engine
+from cluster.model_store import CARD, Model, load_model, save_model
 from cluster.train_loop import schedule_of
-from data.sample import Image8
+from data.preparation import Preparation
+from data.sample import Image8, Sample, Split
+from data.store import Store
 from data.stream import normalise
 from gan.augment import AugmentSettings
+from gan.evidence import term_names
+from gan.fusion import fit_fusion
 from gan.model import Architecture
-from gan.networks import num_stages
 from gan.schedule import Phase
-from gan.scores import anomaly_map
-from gan.search import initial_latents, latent_search
-from gan.starts import draw_candidates, nearest_starts
 from gan.state import Rates, TrainingState
 from gan.step import Objective
-from tests.bench.train.mnist_images import levels
+from tests.bench.train.mnist_images import Parts, levels
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,7 @@ def train(config: Config, normal: Image8, known: Image8) -> TrainingState:
         known: known abnormal images, [A, 32, 32, C] uint8, not used where alpha is 0.
     """
     state = TrainingState(
-        Architecture(**config.networks.model_dump(), channels=normal.shape[-1]),
+        architecture_of(config, channels=normal.shape[-1]),
         Rates(**config.optimizer.model_dump()),
         seed=config.run.seed,
         rank=0,
@@ -50,6 +51,11 @@ def train(config: Config, normal: Image8, known: Image8) -> TrainingState:
         while state.images_seen < phase.end:
             state.step(phase, *feed.batch(phase), objective, images=batch)
     return state
+
+
+def architecture_of(config: Config, channels: int) -> Architecture:
+    """What a configuration builds."""
+    return Architecture(**config.networks.model_dump(), channels=channels)
 
 
 class Feed:
@@ -84,20 +90,40 @@ def endless_rows(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]
         order = order[size:]
 
 
-def search_scores(config: Config, state: TrainingState, images: Image8) -> NDArray[np.float32]:
-    """Score each image by latent search, as an inspection does."""
-    settings, stage = search_settings(config.search), num_stages(config.networks.resolution) - 1
-    generator = state.average
-    features = state.discriminator.requires_grad_(False).features
-    seed = config.run.seed
-    candidates = draw_candidates(
-        generator, features, settings, count=config.search.candidates, seed=seed, stage=stage
-    )
-    queries = normalise(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
-    keys = [str(number) for number in range(len(queries))]
-    starts = initial_latents(keys, config.networks.latent_dim, seed=seed)
-    if candidates:
-        starts = nearest_starts(features, queries, candidates, settings, stage=stage)
-    found = latent_search(generator, features, queries, starts, settings, stage=stage)
-    maps = anomaly_map(features, queries, found, settings, stage=stage)
-    return np.asarray(statistic(found, maps, config.search))
+def trained_model(folder: Store, config: Config, parts: Parts) -> Model:
+    """The model in a folder; trained first where there is none."""
+    if not folder.exists(CARD):
+        normal, known = parts["train-normal"][0], parts["train-abnormal"][0]
+        state = train(config, normal, known)
+        save_model(
+            folder,
+            architecture_of(config, channels=normal.shape[-1]),
+            state.average,
+            state.discriminator,
+            preparation=Preparation(resolution=config.networks.resolution, channels=1),
+            objective=config.objective,
+            images_seen=state.images_seen,
+        )
+    return load_model(folder)
+
+
+def gan_scores(config: Config, model: Model, parts: Parts, digit: int) -> NDArray[np.float64]:
+    """Score each test image as an inspection does; all that is fitted is so on validation."""
+    fusion, seed = None, config.run.seed
+    if config.search.statistic == "fused":
+        kinds = parts["validation"][1]
+        found = Engine(model, config.search, seed=seed).score(samples(parts, "validation"))
+        terms = [np.array(scored.row["terms"]) for scored in found]
+        normal = [one for one, kind in zip(terms, kinds, strict=True) if kind == digit]
+        abnormal = [one for one, kind in zip(terms, kinds, strict=True) if kind != digit]
+        fusion = fit_fusion(term_names(terms[0].shape[1] // 2 - 1), normal, abnormal)
+    engine = Engine(model, config.search, seed=seed, fusion=fusion)
+    return np.array([scored.row["score"] for scored in engine.score(samples(parts, "test"))])
+
+
+def samples(parts: Parts, split: Split) -> list[Sample]:
+    """The images of a split, named by their numbers."""
+    return [
+        Sample(str(number), image, "unlabelled", "", "", "", split)
+        for number, image in enumerate(parts[split][0])
+    ]

@@ -1,0 +1,193 @@
+"""From validation scores to decisions: fitting the thresholds, choosing a rule, and its words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cluster.config import Config
+from cluster.errors import UserError
+from cluster.model_store import Calibration, load_card
+from data.store import Store
+from gan.evidence import term_names
+from gan.fusion import Fusion, fit_fusion
+from gan.thresholds import (
+    RULES,
+    Rule,
+    Thresholds,
+    conformal_p_values,
+    fit_thresholds,
+    num_escaping,
+)
+
+_MAP_SHARE = 0.05
+"""Share of normal validation images whose peak lies above half of a map's full scale."""
+
+
+def fit_score(config: Config, table: pd.DataFrame) -> Fusion | None:
+    """Fit the score `fused` on validation images; None where search.statistic is another one.
+
+    Args:
+        config: Configuration the images were scored with.
+        table: Scored validation images, with the `terms` of their tiles.
+
+    Raises:
+        UserError: If there is no normal image.
+    """
+    if config.search.statistic != "fused":
+        return None
+    terms = {
+        label: [np.array(list(tiles)) for tiles in table.loc[table["label"] == label, "terms"]]
+        for label in ("normal", "abnormal")
+    }
+    if not terms["normal"]:
+        raise _no_normals(config)
+    # Two statistics of the residual and of each level, and the logit.
+    num_levels = terms["normal"][0].shape[1] // 2 - 1
+    return fit_fusion(term_names(num_levels), terms["normal"], terms["abnormal"])
+
+
+def fused_scores(fusion: Fusion, rows: Sequence[dict[str, Any]]) -> list[float]:
+    """Scores of scored images by their terms."""
+    return [float(s) for s in fusion.image_scores([np.array(row["terms"]) for row in rows])]
+
+
+def fit_calibration(
+    config: Config, table: pd.DataFrame, fusion: Fusion | None = None
+) -> Calibration:
+    """Fit thresholds and map scale on scored validation images.
+
+    Args:
+        config: Configuration the images were scored with.
+        table: Scores of the validation split.
+        fusion: How the scores were made of their terms, see `fit_score`.
+
+    Raises:
+        UserError: If there are too few images for the rule that is asked for.
+    """
+    normal = table[table["label"] == "normal"]
+    normal_scores = sorted(map(float, normal["score"]))
+    abnormal_scores = sorted(map(float, table.loc[table["label"] == "abnormal", "score"]))
+    if not normal_scores:
+        raise _no_normals(config)
+    return Calibration(
+        search=config.search,
+        seed=config.run.seed,
+        normal_scores=tuple(normal_scores),
+        abnormal_scores=tuple(abnormal_scores),
+        fusion=fusion,
+        map_scale=2.0 * float(np.quantile(normal["peak"], 1.0 - _MAP_SHARE)),
+        false_positive_rate=config.inspect.false_positive_rate,
+        miss_rate=config.inspect.miss_rate,
+        rule=config.inspect.threshold,
+        thresholds=_fit_all(config, normal_scores, abnormal_scores),
+    )
+
+
+def calibration_for(config: Config) -> Calibration:
+    """The model's calibration for the rule and rates of this inspection.
+
+    Those are fitted again on the validation scores that the calibration holds; the scores
+    themselves must come from the same search.
+
+    Raises:
+        UserError: If the model is not calibrated, was so with another search, or on too few images.
+    """
+    calibration = load_card(Store(config.run.dir)).calibration
+    again = (
+        "calibrate first, with the same settings and `python -m cluster inspect "
+        f"--run.dir {config.run.dir} --inspect.split validation`"
+    )
+    if calibration is None:
+        raise UserError(f"the model in {config.run.dir} is not calibrated; {again}")
+    pairs = [
+        (f"search.{field}", value, getattr(calibration.search, field))
+        for field, value in config.search.model_dump().items()
+    ]
+    pairs.append(("run.seed", config.run.seed, calibration.seed))
+    for field, value, fitted in pairs:
+        if value != fitted:
+            raise UserError(
+                f"{field}={value!r} is not the {fitted!r} the model in {config.run.dir} was "
+                f"calibrated with; use that value, or {again}"
+            )
+    return calibration.model_copy(
+        update={
+            "false_positive_rate": config.inspect.false_positive_rate,
+            "miss_rate": config.inspect.miss_rate,
+            "rule": config.inspect.threshold,
+            "thresholds": _fit_all(config, calibration.normal_scores, calibration.abnormal_scores),
+        }
+    )
+
+
+def _no_normals(config: Config) -> UserError:
+    return UserError(
+        f"cannot calibrate on {config.data.uri}: its validation split has no normal images; "
+        "add some and pack again"
+    )
+
+
+def decide(calibration: Calibration, scores: Sequence[float]) -> list[dict[str, Any]]:
+    """`p_value` and `decision` of each score, as columns of the scores."""
+    p_values = conformal_p_values(scores, calibration.normal_scores)
+    decisions = calibration.chosen.decide(scores)
+    return [
+        {"p_value": float(p_value), "decision": decision}
+        for p_value, decision in zip(p_values, decisions, strict=True)
+    ]
+
+
+def describe(calibration: Calibration) -> str:
+    """The decision in words, with what it rests on and what it promises."""
+    chosen = calibration.chosen
+    num_normal, num_abnormal = len(calibration.normal_scores), len(calibration.abnormal_scores)
+    alarms = (
+        f"at most {calibration.false_positive_rate:.3g} of normal images, "
+        f"by {num_normal} validation normals"
+    )
+    if calibration.rule == "false_positive_rate":
+        return f"abnormal above score {chosen.high:.4g} ({alarms})"
+    if calibration.rule == "best_f1":
+        return (
+            f"abnormal from score {chosen.high:.4g} on (best F1 on {num_normal} validation normals "
+            f"and {num_abnormal} defects)"
+        )
+    if calibration.rule == "zero_escape":
+        return f"abnormal from score {chosen.high:.4g} on ({_misses(1, num_abnormal)})"
+    k = num_escaping(num_abnormal, calibration.miss_rate)
+    return (
+        f"normal below score {chosen.low:.4g} ({_misses(k, num_abnormal)}), "
+        f"abnormal from {chosen.high:.4g} on ({alarms}), review between"
+    )
+
+
+def _misses(k: int, num_abnormal: int) -> str:
+    """The promise of `gan.thresholds.escape_threshold`."""
+    return (
+        f"misses at most {k - 1} of {num_abnormal} known validation defects, and a new one like "
+        f"them with probability at most {k}/{num_abnormal + 1}"
+    )
+
+
+def _fit_all(
+    config: Config, normal_scores: Sequence[float], abnormal_scores: Sequence[float]
+) -> dict[Rule, Thresholds]:
+    """Thresholds of every rule that can be fitted; the one asked for must be among them."""
+    found: dict[Rule, Thresholds] = {}
+    for rule in RULES:
+        try:
+            found[rule] = fit_thresholds(
+                rule,
+                normal_scores,
+                abnormal_scores,
+                false_positive_rate=config.inspect.false_positive_rate,
+                miss_rate=config.inspect.miss_rate,
+            )
+        except ValueError as error:
+            if rule == config.inspect.threshold:
+                raise UserError(
+                    f"cannot decide by inspect.threshold={rule} on {config.data.uri}: {error}"
+                ) from None
+    return found

@@ -1,0 +1,52 @@
+"""How jobs use the Ray cluster: the section `cluster`."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cluster.section import Section
+
+
+class Cluster(Section):
+    """Use of the Ray cluster."""
+
+    num_workers: int = Field(2, ge=1, le=4096)
+    """Training workers (ranks)."""
+    min_workers: int = Field(0, ge=0, le=4096)
+    """Workers that a training run goes on with while nodes are missing; 0: all num_workers."""
+    resize_s: float = Field(60.0, ge=1, le=86_400)
+    """Time between two looks for more workers where some are missing, in seconds."""
+    num_actors: int = Field(2, ge=1, le=4096)
+    """Inspection actors."""
+    cpus_per_worker: float = Field(1.0, gt=0, le=1024)
+    """CPUs reserved for each worker or actor; also its number of threads, rounded down."""
+    gpus_per_worker: float = Field(0.0, ge=0, le=64)
+    """GPUs reserved for each worker or actor."""
+    images_per_pass: int = Field(0, ge=0, le=65_536)
+    """Training images that a worker computes at once; larger batches are cut; 0: all, in images."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Numbers of the convolutions; statistics, losses and steps with R1 are float32 always."""
+    deterministic: bool = False
+    """Whether GPUs use only algorithms that repeat bit for bit, as CPUs do: slower, yes or no."""
+    dry_run: bool = False
+    """Only print the plan of a training run, with memory and time from a short probe, and stop."""
+    max_failures: int = Field(3, ge=-1, le=1000)
+    """Worker failures survived before a training run gives up; -1 means any number."""
+    checkpoint_kimg: float = Field(50.0, ge=0.001, le=100_000)
+    """Images between two checkpoints, in kimg."""
+    keep_checkpoints: int = Field(2, ge=1, le=1000)
+    """Checkpoints kept."""
+
+    @model_validator(mode="after")
+    def _fewest_is_no_more(self) -> "Cluster":
+        if self.min_workers > self.num_workers:
+            raise ValueError(
+                f"min_workers={self.min_workers} must not be above num_workers="
+                f"{self.num_workers}; lower it or set 0"
+            )
+        return self
+
+    @property
+    def worker_counts(self) -> range:
+        """Numbers of workers that a training run may have."""
+        return range(self.min_workers or self.num_workers, self.num_workers + 1)

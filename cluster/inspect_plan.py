@@ -1,0 +1,128 @@
+"""What an inspection will take, from a short probe on the cluster: `inspect --dry-run`."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cluster.config import Config
+from cluster.engine import Engine
+from cluster.errors import UserError
+from cluster.inputs import Inputs, find_inputs, first_units
+from cluster.inspection_files import finished_units, inspection_store
+from cluster.model_store import load_model
+from cluster.progress import duration
+from cluster.ray_session import ray_session
+from data.sample import Sample
+from data.store import Store
+
+
+@dataclass(frozen=True)
+class InspectProbe:
+    """What an actor can do.
+
+    Attributes:
+        device: What it computes on.
+        input_s: Seconds for one input, reading and pictures left out.
+    """
+
+    device: str
+    input_s: float
+
+
+def print_plan(config: Config) -> None:
+    """Print how many inputs there are, and what time and money inspecting them takes.
+
+    Raises:
+        UserError: If model and images do not go together, or no actor fits into the cluster.
+    """
+    card = load_model(Store(config.run.dir)).card
+    inspected = find_inputs(config, card)
+    done = set(finished_units(inspection_store(config)))
+    wanted = first_units(inspected.units, config.inspect.limit)
+    waiting = [unit for unit in wanted if unit.name not in done]
+    num_inputs = sum(unit.num_inputs for unit in waiting)
+    rows = [
+        ("inputs", inspected.uri),
+        ("files that are no images", f"{len(inspected.ignored):,}"),
+        ("units of work", f"{len(waiting):,} ({len(wanted) - len(waiting):,} more are finished)"),
+        ("images to inspect", f"{num_inputs:,}"),
+    ]
+    if waiting:
+        cluster = config.cluster
+        with ray_session(min(cluster.num_actors, len(waiting)) * cluster.cpus_per_worker):
+            num_actors = min(cluster.num_actors, len(waiting), fitting_actors(config))
+            task: Any = ray.remote(
+                num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker
+            )(probe)
+            found: InspectProbe = ray.get(task.remote(config, waiting[0]))
+        rows += _costs(config, found, num_inputs, num_actors)
+    table = Table("what", "how much", title="Plan of the inspection")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _costs(
+    config: Config, found: InspectProbe, num_inputs: int, num_actors: int
+) -> list[tuple[str, str]]:
+    hours = found.input_s * num_inputs / 3600
+    rows = [
+        ("actors", f"{num_actors}, each on {found.device}"),
+        ("images/s", f"{num_actors / found.input_s:.2f}"),
+        ("time", duration(3600 * hours / num_actors)),
+        ("actor hours", f"{hours:.2f}"),
+    ]
+    if config.inspect.price_per_hour:
+        rows.append(("price", f"{hours * config.inspect.price_per_hour:,.2f}"))
+    return rows
+
+
+def fitting_actors(config: Config) -> int:
+    """Actors that the cluster has room for.
+
+    Raises:
+        UserError: If there is no room for one.
+    """
+    cluster, have = config.cluster, ray.cluster_resources()
+    fitting = int(have.get("CPU", 0.0) // cluster.cpus_per_worker)
+    if cluster.gpus_per_worker:
+        fitting = min(fitting, int(have.get("GPU", 0.0) // cluster.gpus_per_worker))
+    if fitting < 1:
+        raise UserError(
+            f"an inspection actor needs {cluster.cpus_per_worker:g} CPU and "
+            f"{cluster.gpus_per_worker:g} GPU, the cluster has {have.get('CPU', 0.0):g} and "
+            f"{have.get('GPU', 0.0):g}; lower cluster.cpus_per_worker or cluster.gpus_per_worker"
+        )
+    return fitting
+
+
+def probe(config: Config, inputs: Inputs) -> InspectProbe:
+    """Time the search of one block of samples, after one that warms up.
+
+    Args:
+        config: Configuration.
+        inputs: A unit of what is to be inspected.
+    """
+    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+    engine = Engine(load_model(Store(config.run.dir)), config.search, seed=config.run.seed)
+    samples = [s for s in inputs.read().samples if engine.unfit(s) is None]
+    if not samples:
+        raise UserError(f"{inputs.source}: nothing in the first unit can be inspected")
+    block = [samples[i % len(samples)] for i in range(config.search.batch)]
+    engine.score(block[:1])
+    started_s = time.monotonic()
+    engine.score(block)
+    sample_s = (time.monotonic() - started_s) / len(block)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    return InspectProbe(device, sample_s * _samples_per_input(samples))
+
+
+def _samples_per_input(samples: list[Sample]) -> float:
+    """Tiles of an image, on average; 1 for shards, whose inputs are samples."""
+    images = {sample.tile.parent if sample.tile else sample.key for sample in samples}
+    return len(samples) / len(images)

@@ -1,0 +1,191 @@
+"""Calibration on validation scores, other rules without another search, and what is told."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cluster.calibration import calibration_for, decide, describe, fit_calibration
+from cluster.claims import check_dataset
+from cluster.config import Config, load_config
+from cluster.errors import UserError
+from cluster.model_store import MODEL, ModelCard, load_card, save_card
+from data.dataset import DatasetIndex, ShardInfo
+from data.store import Store
+from gan.thresholds import NEED_ABNORMAL, RULES
+
+NORMAL = [*np.linspace(0.0, 1.0, 99)]
+ABNORMAL = [0.9, 1.5, 2.0, 2.5, 3.0]
+
+
+def _validation(normal: list[float], abnormal: list[float]) -> pd.DataFrame:
+    scores = [*normal, *abnormal, 7.0]
+    labels = ["normal"] * len(normal) + ["abnormal"] * len(abnormal) + ["unlabelled"]
+    return pd.DataFrame({"label": labels, "score": scores, "peak": np.array(scores) * 2})
+
+
+def _run(folder: Path, fitted: Config, abnormal: list[float]) -> None:
+    """A run directory whose model is calibrated, without weights."""
+    card = ModelCard(
+        schema_version=1,
+        code_version="0.1.0",
+        architecture={},
+        normalisation="",
+        objective=fitted.objective,
+        images_seen=0,
+        weights_sha256="",
+        calibration=fit_calibration(fitted, _validation(NORMAL, abnormal)),
+    )
+    save_card(Store(str(folder)), card)
+
+
+def test_calibration_keeps_the_false_positive_rate_on_its_own_images() -> None:
+    scores = np.random.default_rng(0).random(99).tolist()
+    config = load_config(None, {"inspect.false_positive_rate": 0.1})
+    calibration = fit_calibration(config, _validation(scores, []))
+    flagged = [row["decision"] for row in decide(calibration, scores)]
+    assert flagged.count("abnormal") == 9
+    assert calibration.map_scale == pytest.approx(2 * np.quantile(scores, 0.95) * 2)
+    assert set(calibration.thresholds) == {"false_positive_rate"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "low", "high"),
+    [
+        ("false_positive_rate", NORMAL[94], NORMAL[95]),
+        ("best_f1", 1.0, 1.5),
+        ("zero_escape", 0.8999, 0.9),
+    ],
+)
+def test_rules_of_one_threshold(rule: str, low: float, high: float) -> None:
+    config = load_config(None, {"inspect.threshold": rule})
+    calibration = fit_calibration(config, _validation(NORMAL, ABNORMAL))
+    decisions = [row["decision"] for row in decide(calibration, [low, high])]
+    assert decisions == ["normal", "abnormal"]
+
+
+def test_reject_band_leaves_what_lies_between_for_review() -> None:
+    config = load_config(None, {"inspect.threshold": "reject_band"})
+    calibration = fit_calibration(config, _validation(NORMAL, ABNORMAL))
+    rows = decide(calibration, [0.5, 0.91, 0.94, 0.99, 4.0])
+    assert [row["decision"] for row in rows] == ["normal", *["review"] * 2, *["abnormal"] * 2]
+    assert [row["p_value"] <= 0.05 for row in rows] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_another_rule_needs_no_other_search(tmp_path: Path, rule: str) -> None:
+    fitted = load_config(None, {"run.dir": str(tmp_path)})
+    _run(tmp_path, fitted, ABNORMAL)
+    wanted = {"inspect.threshold": rule, "inspect.false_positive_rate": 0.2}
+    config = load_config(None, {"run.dir": str(tmp_path)} | wanted)
+    expected = fit_calibration(config, _validation(NORMAL, ABNORMAL))
+    assert calibration_for(config) == expected
+    kept = load_card(Store(str(tmp_path)), MODEL).calibration
+    assert kept
+    assert kept.rule == "false_positive_rate", "asking for a rule must not change the model"
+    assert kept.false_positive_rate == 0.05
+
+
+def test_calibration_of_an_older_form_is_asked_for_again(tmp_path: Path) -> None:
+    config = load_config(None, {"run.dir": str(tmp_path)})
+    _run(tmp_path, config, ABNORMAL)
+    path = tmp_path / "model" / "model.json"
+    card = json.loads(path.read_text())
+    del card["calibration"]["thresholds"]
+    path.write_text(json.dumps(card | {"calibration": card["calibration"] | {"threshold": 1.0}}))
+    with pytest.raises(UserError, match="is not calibrated; calibrate first"):
+        calibration_for(config)
+
+
+def test_another_search_is_refused(tmp_path: Path) -> None:
+    _run(tmp_path, load_config(None, {"run.dir": str(tmp_path)}), ABNORMAL)
+    config = load_config(None, {"run.dir": str(tmp_path), "search.steps": 7})
+    with pytest.raises(UserError, match=r"search\.steps=7 is not the 100 .*or calibrate first"):
+        calibration_for(config)
+
+
+@pytest.mark.parametrize("rule", NEED_ABNORMAL)
+def test_rule_about_defects_without_defects_is_one_clear_error(tmp_path: Path, rule: str) -> None:
+    _run(tmp_path, load_config(None, {"run.dir": str(tmp_path)}), [])
+    config = load_config(None, {"run.dir": str(tmp_path), "inspect.threshold": rule})
+    told = f"inspect.threshold={rule} .*needs known abnormal.*only the rule false_positive_rate"
+    for fit in (calibration_for, lambda c: fit_calibration(c, _validation(NORMAL, []))):
+        with pytest.raises(UserError, match=told):
+            fit(config)
+
+
+def test_too_few_normal_images_cannot_calibrate() -> None:
+    config = load_config(None, {})
+    with pytest.raises(UserError, match="needs at least 19 normal validation images, there are 5"):
+        fit_calibration(config, _validation([0.1] * 5, []))
+    with pytest.raises(UserError, match="no normal images"):
+        fit_calibration(config, _validation([], ABNORMAL))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        (
+            {},
+            "abnormal above score 0.9592 (at most 0.05 of normal images, by 99 validation normals)",
+        ),
+        ({"threshold": "best_f1"}, "from score 1.5 on (best F1 on 99 validation normals and 5 def"),
+        (
+            {"threshold": "zero_escape"},
+            "from score 0.9 on (misses at most 0 of 5 known validation defects, and a new one like "
+            "them with probability at most 1/6)",
+        ),
+        (
+            {"threshold": "reject_band", "miss_rate": 0.4},
+            "normal below score 0.9592 (misses at most 1 of 5 known validation defects, and a new "
+            "one like them with probability at most 2/6), abnormal from 1.5 on (at most 0.05 of",
+        ),
+    ],
+)
+def test_decision_is_told_with_what_it_rests_on(wanted: dict[str, object], told: str) -> None:
+    config = load_config(None, {f"inspect.{name}": value for name, value in wanted.items()})
+    assert told in describe(fit_calibration(config, _validation(NORMAL, ABNORMAL)))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "labels", "told"),
+    [
+        ({}, {"normal": 18, "abnormal": 9}, "false_positive_rate=0.05 needs 19 normal valid"),
+        (
+            {"threshold": "zero_escape"},
+            {"normal": 18},
+            "threshold=zero_escape needs known abnormal",
+        ),
+        ({"threshold": "best_f1"}, {"abnormal": 5}, "no normal validation images"),
+        (
+            {"threshold": "reject_band", "miss_rate": 0.1},
+            {"normal": 99, "abnormal": 8},
+            "miss_rate=0.1 needs 9 abnormal validation images",
+        ),
+    ],
+)
+def test_training_is_refused_where_calibration_would_fail(
+    wanted: dict[str, object], labels: dict[str, int], told: str
+) -> None:
+    shard = {"samples": 9, "bytes": 1, "sha256": "0" * 64, "resolution": 256}
+    shards = [
+        ShardInfo(path=f"{split}.tar", split=split, **shard)
+        for split in ("train-normal", "train-abnormal")
+    ]
+    index = DatasetIndex(
+        name="parts",
+        channels=1,
+        resolution=256,
+        resolutions=(256,),
+        shards=tuple(shards),
+        labels={"validation": labels},
+        kinds={},
+        seed=0,
+    )
+    config = load_config(None, {f"inspect.{name}": value for name, value in wanted.items()})
+    with pytest.raises(UserError, match=told):
+        check_dataset(config, index)
+    enough = index.model_copy(update={"labels": {"validation": {"normal": 99, "abnormal": 9}}})
+    check_dataset(config, enough)

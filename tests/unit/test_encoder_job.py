@@ -1,0 +1,130 @@
+"""The encoder of a finished model: trained from its files, and used only where it is."""
+
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+
+from cluster import train as train_module
+from cluster.claims import check_same_run
+from cluster.config import Config, load_config
+from cluster.encoder_job import train_encoder
+from cluster.engine import Engine
+from cluster.errors import UserError
+from cluster.inspection import inspect_split
+from cluster.model_store import load_card, load_model, save_model
+from cluster.tracking import RunRef
+from cluster.train_loop import architecture_of
+from data.dataset import load_index
+from data.pack import pack
+from data.preparation import Preparation
+from data.sample import Sample
+from data.store import Store
+from tests.jobs import TINY
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Noise of 16 pixels, to train on and to inspect."""
+    source, samples = np.random.default_rng(0), []
+    for number in range(48):
+        image = source.integers(0, 255, (16, 16, 1), np.uint8)
+        name, split = f"n{number}", "test" if number < 16 else "train-normal"
+        samples.append(Sample(name, image, "normal", "noise", name, "good", split))
+    store = Store(str(tmp_path_factory.mktemp("noise")))
+    pack(samples, store, resolution=16, name="noise", seed=0, shard_samples=16)
+    return store
+
+
+@pytest.fixture
+def config(packed: Store, tmp_path: Path) -> Config:
+    """A run directory with a model fresh from training."""
+    chosen: dict[str, Any] = {
+        "data.uri": packed.uri,
+        "run.dir": str(tmp_path),
+        "encoder.kimg": 0.128,
+        "encoder.batch": 16,
+        "search.encoder": True,
+        "search.steps": 0,
+    }
+    config = load_config(None, TINY | chosen)
+    architecture = architecture_of(config, load_index(packed))
+    torch.manual_seed(0)
+    save_model(
+        Store(config.run.dir),
+        architecture,
+        architecture.generator(),
+        architecture.discriminator(),
+        preparation=Preparation(resolution=16, channels=1),
+        objective=config.objective,
+        images_seen=1,
+    )
+    return config
+
+
+def test_a_model_gets_its_encoder_whenever_training_is_begun_and_the_same_one(
+    config: Config,
+) -> None:
+    run = Store(config.run.dir)
+    before = load_card(run)
+    train_encoder(config)
+    model = load_model(run)
+    assert model.encoder is not None
+    assert model.card.encoder_sha256
+    assert model.card.weights_sha256 == before.weights_sha256
+    # As after a kill: the model is as it was, and training begins again.
+    run.write_bytes("model/model.json", before.model_dump_json().encode())
+    assert load_model(run).encoder is None
+    train_encoder(config)
+    assert load_card(run).encoder_sha256 == model.card.encoder_sha256
+
+
+def test_training_adds_the_encoder_once_before_it_calibrates(config: Config) -> None:
+    done: list[str] = []
+
+    def add(config: Config) -> None:
+        done.append("encoder")
+        train_encoder(config)
+
+    with (
+        patch.object(train_module, "add_encoder", add),
+        patch.object(train_module, "calibrate", lambda _: done.append("calibrate")),
+    ):
+        for _ in range(2):
+            train_module.train_and_calibrate(config, RunRef("", None))
+    assert done == ["encoder", "calibrate", "calibrate"]
+
+
+def test_an_engine_starts_where_the_encoder_says(config: Config, packed: Store) -> None:
+    train_encoder(config)
+    engine = Engine(load_model(Store(config.run.dir)), config.search, seed=0)
+    images = torch.rand(3, 1, 16, 16) * 2 - 1
+    encoder = load_model(Store(config.run.dir)).encoder
+    assert encoder is not None
+    starts = engine.starts(["a", "b", "c"], images)
+    torch.testing.assert_close(starts[:, 0], encoder(images, 2))
+
+
+def test_a_search_with_encoder_needs_one(config: Config) -> None:
+    with pytest.raises(UserError, match=r"search.encoder=True, but .* has no encoder; run"):
+        inspect_split(config, None)
+    with pytest.raises(UserError, match=r"search.encoder=True needs encoder.kimg above 0"):
+        load_config(None, {"search.encoder": True})
+
+
+def test_a_damaged_encoder_is_told(config: Config) -> None:
+    train_encoder(config)
+    run = Store(config.run.dir)
+    run.write_bytes("model/encoder.safetensors", b"")
+    with pytest.raises(UserError, match=r"encoder\.safetensors does not match its sha256"):
+        load_model(run)
+
+
+def test_a_finished_run_may_be_given_an_encoder_but_not_another_one() -> None:
+    without, small, large = (load_config(None, {"encoder.kimg": kimg}) for kimg in (0, 1, 2))
+    check_same_run(small, without)
+    with pytest.raises(UserError, match=r"encoder.kimg=1.0, not 2.0"):
+        check_same_run(large, small)

@@ -1,0 +1,149 @@
+"""Units of an inspection without Ray: pixels beside scores, regions, another rule afterwards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cluster import inspection
+from cluster.calibration import calibration_for
+from cluster.config import Config
+from cluster.errors import UserError
+from cluster.evaluate import evaluate_run
+from cluster.inspection import inspect_split
+from cluster.inspection_files import (
+    CLAIM,
+    MANIFEST,
+    METRICS,
+    REGIONS,
+    inspection_store,
+    pixels_path,
+    read_scores,
+    scores_path,
+    unit_name,
+)
+from cluster.pixel_metrics import PixelCounts
+from data.dataset import load_index
+from data.preparation import Preparation
+from data.store import Store
+from tests.inspecting import SHARD_SAMPLES, SIDE, calibrated, inspect_here, sample, with_inspect
+
+RULES = ["best_f1", "zero_escape", "reject_band"]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A packed data set and a calibrated model; units run in this process."""
+    monkeypatch.setattr(inspection, "run_units", inspect_here)
+    return calibrated(tmp_path, Preparation(resolution=SIDE, channels=1))
+
+
+def _contents(out: Store, *but: str) -> dict[str, bytes]:
+    return {path: out.read_bytes(path) for path in out.list() if not path.startswith(but)}
+
+
+def test_every_unit_has_the_pixels_of_its_masked_images(config: Config) -> None:
+    inspect_split(config, calibration_for(config))
+    out, whole = inspection_store(config), PixelCounts()
+    for shard in load_index(Store(config.data.uri)).shards_of("test"):
+        counts = PixelCounts()
+        counts.add_bytes(out.read_bytes(pixels_path(unit_name(shard))))
+        whole.add_bytes(counts.to_bytes())
+        # Eight normal, two of four abnormal ones.
+        assert (counts.num_images, counts.num_without_mask) == (10, 2)
+    samples = [sample("test", n, i) for n in range(3) for i in range(0, SHARD_SAMPLES, 6)]
+    assert whole.abnormal.sum() == sum(sample.mask.sum() for sample in samples)
+    assert whole.normal.sum() == 30 * SIDE**2 - whole.abnormal.sum()
+
+
+def test_scores_come_last_so_that_a_unit_is_whole_or_absent(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    real = Store.write_bytes
+
+    def spy(store: Store, path: str, payload: bytes) -> None:
+        written.append(path)
+        real(store, path, payload)
+
+    monkeypatch.setattr(Store, "write_bytes", spy)
+    inspect_split(config, calibration_for(config))
+    for shard in load_index(Store(config.data.uri)).shards_of("test"):
+        unit = unit_name(shard)
+        assert written.index(pixels_path(unit)) < written.index(scores_path(unit))
+    assert written[-2:] == [REGIONS, MANIFEST]
+
+
+def test_calibration_writes_no_pixels_and_no_regions(config: Config) -> None:
+    out = inspection_store(with_inspect(config, split="validation"))
+    assert out.list("pixels/") == []
+    assert not out.exists(REGIONS)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_another_rule_decides_anew_without_searching(
+    config: Config, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect_split(config, calibration_for(config))
+    out = inspection_store(config)
+    out.write_bytes(METRICS, b"of the old rule")
+    before, scored = _contents(out, "scores", MANIFEST, CLAIM, METRICS), read_scores(out)
+    manifest = json.loads(out.read_bytes(MANIFEST))
+    other = with_inspect(config, threshold=rule)
+    fresh = with_inspect(other, dir=str(tmp_path / "fresh"))
+    inspect_split(fresh, calibration_for(fresh))
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection, "run_units", lambda *_: pytest.fail("searched again"))
+        again = inspect_split(other, calibration_for(other))
+    assert _contents(out, "scores", MANIFEST, CLAIM) == before
+    table = read_scores(out)
+    assert table.equals(read_scores(inspection_store(fresh)))
+    assert not table["decision"].equals(scored["decision"])
+    assert again["calibration"]["rule"] == rule
+    assert again["decision"] != manifest["decision"]
+    assert again["images_per_s"] == manifest["images_per_s"]
+
+
+def test_deciding_anew_that_was_cut_off_is_done_again(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect_split(config, calibration_for(config))
+    out = inspection_store(config)
+    other = with_inspect(config, threshold="zero_escape")
+    calls: list[int] = []
+    real = inspection.decide
+
+    def stop_in_the_second(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection, "decide", stop_in_the_second)
+        with pytest.raises(KeyboardInterrupt):
+            inspect_split(other, calibration_for(other))
+    with pytest.raises(UserError, match="not a finished inspection"):
+        inspection.read_manifest(out)
+    inspect_split(other, calibration_for(other))
+    threshold = calibration_for(other).chosen.high
+    table = read_scores(out)
+    assert ((table["score"] >= threshold) == (table["decision"] == "abnormal")).all()
+    assert json.loads(out.read_bytes(MANIFEST))["images"] == len(table) == 36
+
+
+def test_other_search_in_the_same_directory_is_still_refused(config: Config) -> None:
+    calibration = calibration_for(config)
+    inspect_split(config, calibration)
+    with pytest.raises(UserError, match="holds an inspection with another calibration"):
+        inspect_split(config, calibration.model_copy(update={"map_scale": 1.0}))
+
+
+def test_what_it_writes_can_be_judged(config: Config) -> None:
+    inspect_split(config, calibration_for(config))
+    metrics = evaluate_run(config)
+    assert (metrics["num_pixel_images"], metrics["num_without_mask"]) == (30, 6)
+    assert 0 <= metrics["aupro"] <= 1
+    assert np.isfinite(metrics["intervals"]["pixel_auroc"]).all()
