@@ -1,6 +1,6 @@
 # Every target sets up what it needs. A fresh Debian needs: python3.11, python3-venv, make, git.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults check format bench venv clean
+.PHONY: help demo test test-faults test-slow check format bench venv clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where torch's wheels come from first. Empty: PyPI, whose Linux build carries CUDA (about 3 GB).
@@ -25,6 +25,9 @@ test: $(STAMP) ## Run all tests; select with PYTEST_ARGS='-k search'
 
 test-faults: $(STAMP) ## Kill, cut and starve real training runs, in about half an hour
 	$(BIN)/python -m pytest -m faults $(PYTEST_ARGS)
+
+test-slow: $(STAMP) ## Run the tests that take a minute or more each
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 check: $(STAMP) ## Check format, lint, types and import directions
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from data.dataset import load_index
 from data.importers.surfaces import synthetic_surfaces
@@ -41,6 +42,7 @@ def test_audit_ranks_every_training_image_and_does_nothing_twice(
     assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
+@pytest.mark.slow
 def test_audit_of_tiles_counts_tiles(tmp_path: Path) -> None:
     data, run = Store(str(tmp_path / "data")), tmp_path / "run"
     counts = {"num_train_normal": 16, "num_train_abnormal": 8, "num_validation": 20, "num_test": 2}

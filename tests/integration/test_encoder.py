@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from cluster.inspection_files import read_scores
 from cluster.model_store import load_card, load_model
 from data.store import Store
@@ -10,6 +12,7 @@ from tests.jobs import TINY, flags, run_cli
 ENCODER = {"encoder.kimg": 0.32, "encoder.batch": 16, "search.encoder": True, "search.steps": 2}
 
 
+@pytest.mark.slow
 def test_train_adds_the_encoder_and_inspect_starts_from_it(dataset: Path, tmp_path: Path) -> None:
     words = flags(TINY | ENCODER | {"data.uri": dataset, "run.dir": tmp_path})
     status, output = run_cli(["train", *words])

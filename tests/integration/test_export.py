@@ -120,6 +120,7 @@ def _distributions(files: list[Path]) -> set[str]:
     return {"mlflow" if n == "mlflow" else canonicalize_name(names[n][0]) for n in modules}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_mlflow_serves_it(exported: tuple[Path, list[Verdict]], tmp_path: Path) -> None:
     folder, expected = exported

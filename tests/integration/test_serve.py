@@ -120,6 +120,7 @@ def test_an_endless_body_is_cut_off(endpoint: Endpoint) -> None:
     assert endpoint.ask("/healthz", method="GET")[0] == 200
 
 
+@pytest.mark.slow
 def test_many_at_once_get_each_its_own_answer_or_429(
     endpoint: Endpoint, expected: Expected
 ) -> None:
@@ -188,6 +189,7 @@ def _wait_until(happens: Callable[[], bool], timeout_s: float = 120) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_replica_that_dies_loses_no_image(endpoint: Endpoint, expected: Expected) -> None:
     (replica,) = endpoint.replicas()
