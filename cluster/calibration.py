@@ -10,7 +10,6 @@ from cluster.config import Config
 from cluster.errors import UserError
 from cluster.model_store import Calibration, load_card
 from data.store import Store
-from gan.evidence import term_names
 from gan.fusion import Fusion, fit_fusion
 from gan.thresholds import (
     RULES,
@@ -43,9 +42,7 @@ def fit_score(config: Config, table: pd.DataFrame) -> Fusion | None:
     }
     if not terms["normal"]:
         raise _no_normals(config)
-    # Two statistics of the residual and of each level, and the logit.
-    num_levels = terms["normal"][0].shape[1] // 2 - 1
-    return fit_fusion(term_names(num_levels), terms["normal"], terms["abnormal"])
+    return fit_fusion(terms["normal"], terms["abnormal"])
 
 
 def fused_scores(fusion: Fusion, rows: Sequence[dict[str, Any]]) -> list[float]:

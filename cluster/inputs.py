@@ -154,9 +154,10 @@ def _plain_images(config: Config, card: ModelCard) -> Inspected:
 
 def first_units(units: Sequence[Inputs], limit: int) -> list[Inputs]:
     """The first units, until they hold `limit` inputs; all of them for 0."""
-    chosen: list[Inputs] = []
+    chosen, num_inputs = list[Inputs](), 0
     for unit in units:
-        if limit and sum(one.num_inputs for one in chosen) >= limit:
+        if limit and num_inputs >= limit:
             break
         chosen.append(unit)
+        num_inputs += unit.num_inputs
     return chosen

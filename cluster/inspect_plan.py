@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +18,7 @@ from cluster.inspection_files import finished_units, inspection_store
 from cluster.model_store import load_model
 from cluster.progress import duration
 from cluster.ray_session import ray_session
+from data.errors import DataError
 from data.sample import Sample
 from data.store import Store
 
@@ -59,12 +61,20 @@ def print_plan(config: Config) -> None:
             task: Any = ray.remote(
                 num_cpus=cluster.cpus_per_worker, num_gpus=cluster.gpus_per_worker
             )(probe)
-            found: InspectProbe = ray.get(task.remote(config, waiting[0]))
+            found = _ask(task, config, waiting[0])
         rows += _costs(config, found, num_inputs, num_actors)
     table = Table("what", "how much", title="Plan of the inspection")
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def _ask(task: Any, config: Config, inputs: Inputs) -> InspectProbe:
+    try:
+        found: InspectProbe = ray.get(task.remote(config, inputs))
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, UserError | DataError) else error) from error
+    return found
 
 
 def _costs(

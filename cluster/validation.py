@@ -14,7 +14,7 @@ from data.dataset import DatasetIndex
 from data.shards import read_shard
 from data.store import Store
 from data.stream import normalise
-from gan.evidence import anomaly_map, differences, evidence, strongest_window, term_names
+from gan.evidence import anomaly_map, differences, evidence, strongest_window
 from gan.fusion import fit_fusion
 from gan.layers import downsample
 from gan.networks import num_stages
@@ -97,8 +97,7 @@ class Validator:
         """The fused score, fitted on the very images: as good a guess for each model compared."""
         images = terms_NK[:, None]
         normal, abnormal = (list(images[self._abnormal == is_it]) for is_it in (False, True))
-        names = term_names(terms_NK.shape[1] // 2 - 1)
-        return fit_fusion(names, normal, abnormal).scores(terms_NK)
+        return fit_fusion(normal, abnormal).scores(terms_NK)
 
 
 def settings_at(stage: int, settings: SearchSettings) -> SearchSettings:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gan.evidence import LOGIT, STATISTICS
+from gan.evidence import LOGIT, STATISTICS, term_names
 from gan.ranking import auroc
 
 Float = NDArray[np.float64]
@@ -56,21 +56,23 @@ class Fusion:
         return np.maximum.reduceat(self.scores(np.concatenate(images)), starts)
 
 
-def fit_fusion(names: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[Terms]) -> Fusion:
+def fit_fusion(normal: Sequence[Terms], abnormal: Sequence[Terms]) -> Fusion:
     """Fit the scale of each term, and choose the weights that tell validation images best apart.
 
     Args:
-        names: Name of each term, see `gan.evidence.term_names`.
-        normal: Terms of each validation normal's tiles, [T, K]; at least two images.
+        normal: Terms of each validation normal's tiles, [T, K] in the order of
+            `gan.evidence.term_names`; at least two images.
         abnormal: The same of known abnormal validation images; there may be none.
     """
+    # Two statistics of the residual and of each level, and the logit.
+    names = term_names(normal[0].shape[1] // 2 - 1)
     low, centre, high = np.quantile(np.concatenate(normal), (_SPREAD[0], 0.5, _SPREAD[1]), axis=0)
     spread = (high - low) / 2
     # What never changes on normal images has no scale, and says nothing.
     told = spread > 1e-9 * np.maximum(np.abs(centre), 1e-12)
     scale = np.where(told, spread, 1.0)
     candidates = [
-        Fusion(tuple(names), _tuple(centre), _tuple(scale), _tuple(weight * told))
+        Fusion(names, _tuple(centre), _tuple(scale), _tuple(weight * told))
         for statistic in STATISTICS[::-1]
         for weight in _weights(names, statistic)
     ]

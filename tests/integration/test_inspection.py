@@ -170,3 +170,13 @@ def test_dry_run_counts_and_estimates_and_inspects_nothing(
     for row in (f"images to inspect +│ +{expected:,}", "images/s", "actor hours", "price"):
         assert re.search(row, output), row
     assert not out.exists()
+
+
+def test_dry_run_of_what_cannot_be_read_is_one_clear_message(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "torn.png").write_bytes(b"\x89PNG")
+    places = {"run.dir": run_dir, "inspect.source": tmp_path / "in", "inspect.dir": tmp_path / "o"}
+    status, output = run_cli(["inspect", "--dry-run", *flags(TINY | places)])
+    assert status == 2, output
+    assert "nothing in the first unit can be inspected" in output
+    assert "Traceback" not in output

@@ -16,7 +16,6 @@ from data.sample import Image8, Sample, Split
 from data.store import Store
 from data.stream import normalise
 from gan.augment import AugmentSettings
-from gan.evidence import term_names
 from gan.fusion import fit_fusion
 from gan.model import Architecture
 from gan.schedule import Phase
@@ -116,7 +115,7 @@ def gan_scores(config: Config, model: Model, parts: Parts, digit: int) -> NDArra
         terms = [np.array(scored.row["terms"]) for scored in found]
         normal = [one for one, kind in zip(terms, kinds, strict=True) if kind == digit]
         abnormal = [one for one, kind in zip(terms, kinds, strict=True) if kind != digit]
-        fusion = fit_fusion(term_names(terms[0].shape[1] // 2 - 1), normal, abnormal)
+        fusion = fit_fusion(normal, abnormal)
     engine = Engine(model, config.search, seed=seed, fusion=fusion)
     return np.array([scored.row["score"] for scored in engine.score(samples(parts, "test"))])
 
