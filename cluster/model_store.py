@@ -21,8 +21,14 @@ from data.preparation import Preparation
 from data.store import Store
 from gan.encoder import Encoder
 from gan.fusion import Fusion
-from gan.model import Architecture, encoder_from_bytes, networks_from_bytes, weights_to_bytes
-from gan.networks import Discriminator, Generator
+from gan.model import (
+    AnyDiscriminator,
+    Architecture,
+    encoder_from_bytes,
+    networks_from_bytes,
+    weights_to_bytes,
+)
+from gan.networks import Generator
 from gan.thresholds import Rule, Thresholds
 
 SCHEMA_VERSION = 1
@@ -113,7 +119,7 @@ class Model:
 
     card: ModelCard
     generator: Generator
-    discriminator: Discriminator
+    discriminator: AnyDiscriminator
     encoder: Encoder | None = None
 
     @property

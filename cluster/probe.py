@@ -60,10 +60,10 @@ class Probe:
 def memory_of(config: Config, architecture: Architecture) -> list[StepMemory]:
     """The memory of a step at every stage."""
     stages = config.stages()
-    alpha = config.objective.alpha
+    alpha, average_d = config.objective.alpha, config.optimizer.discriminator_half_life_kimg > 0
     shares = [stage.abnormal_batch / stage.batch if alpha else 0.0 for stage in stages]
     return [
-        step_memory(architecture, number, abnormal_share=share)
+        step_memory(architecture, number, abnormal_share=share, average_d=average_d)
         for number, share in enumerate(shares)
     ]
 
@@ -80,7 +80,7 @@ def probe(values: dict[str, Any], channels: int, workers_per_node: int) -> Probe
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = _machine(device, workers_per_node)
-    architecture = Architecture(**config.networks.model_dump(), channels=channels)
+    architecture = config.networks.architecture(channels)
     memories = memory_of(config, architecture)
     rates = Rates(generator_lr=1e-9, discriminator_lr=1e-9, ema_half_life_kimg=1.0)
     state = TrainingState(architecture, rates, seed=0, rank=0, device=device)

@@ -13,6 +13,7 @@ from cluster.best_model import finish_with_best
 from cluster.checkpoint import Progress, check_finite, restore_checkpoint, save_checkpoint
 from cluster.checkpoint_store import CheckpointStore
 from cluster.config import Config
+from cluster.feature_weights import FeatureWeights, load_feature_weights
 from cluster.model_store import save_model
 from cluster.quarantine import Quarantine
 from cluster.rank_meter import RankMeter, due
@@ -87,7 +88,8 @@ class Worker:
             retry_s=config.data.retry_s,
         )
         self.quarantine = Quarantine(self.run, self.rank)
-        self.architecture = architecture_of(config, self.index)
+        self.pretrained = pretrained_of(config)
+        self.architecture = architecture_of(config, self.index, self.pretrained)
         self.stages, self.schedule = config.stages(self.world_size), schedule_of(config)
         self.stage_ends = {phase.stage: phase.end for phase in self.schedule}
         self.objective = Objective(**config.objective.model_dump())
@@ -112,6 +114,7 @@ class Worker:
             rank=self.rank,
             device=self.device,
             augment=AugmentSettings(**self.config.augment.model_dump()),
+            pretrained=self.pretrained.tensors if self.pretrained else None,
         )
         progress = restore_checkpoint(
             self.checkpoints, state, ranks=self.ranks, seed=seed, note=self.note
@@ -172,8 +175,11 @@ class Worker:
             self.quarantine.note(stream.losses)
         real = normalise(batch.normal.to(self.device))
         abnormal = None if batch.abnormal is None else normalise(batch.abnormal.to(self.device))
+        mask = None if batch.abnormal_mask is None else batch.abnormal_mask.to(self.device)
         images = self.stages[phase.stage].batch
-        stats = self.state.step(phase, real, abnormal, self.objective, images=images)
+        stats = self.state.step(
+            phase, real, abnormal, self.objective, images=images, abnormal_mask=mask
+        )
         self.progress.position = stream.state()
         self.watch(phase, stats, wait_s=batch.wait_s)
         seen = self.state.images_seen
@@ -264,7 +270,7 @@ class Worker:
                 self.run,
                 self.architecture,
                 self.state.average,
-                self.state.discriminator,
+                self.state.judge,
                 preparation=self.index.preparation,
                 objective=self.config.objective,
                 images_seen=self.state.images_seen,
@@ -277,7 +283,12 @@ class Worker:
         schedule, abnormal = self.config.schedule, self.objective.alpha > 0
         return BatchStream(
             self.open_split("train-normal", stage.resolution, lanes=schedule.batch),
-            self.open_split("train-abnormal", stage.resolution, lanes=schedule.abnormal_batch)
+            self.open_split(
+                "train-abnormal",
+                stage.resolution,
+                lanes=schedule.abnormal_batch,
+                masks=self.architecture.judges_patches,
+            )
             if abnormal
             else None,
             batch=stage.batch,
@@ -290,7 +301,9 @@ class Worker:
             ),
         )
 
-    def open_split(self, split: Split, resolution: int, *, lanes: int) -> SplitReader:
+    def open_split(
+        self, split: Split, resolution: int, *, lanes: int, masks: bool = False
+    ) -> SplitReader:
         """The images of one split; with a lane for each place of a batch, see data.partition."""
         data = self.config.data
         return SplitReader(
@@ -302,6 +315,7 @@ class Worker:
             seed=self.config.run.seed,
             symmetries=data.symmetries,
             max_bad_fraction=data.max_bad_fraction,
+            masks=masks,
         )
 
 
@@ -313,9 +327,18 @@ def wrap_network(network: nn.Module, world_size: int, device: torch.device) -> n
     return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def architecture_of(config: Config, index: DatasetIndex) -> Architecture:
+def pretrained_of(config: Config) -> FeatureWeights | None:
+    """Weights of the frozen feature network; None where D has its own levels."""
+    networks = config.networks
+    return None if networks.features == "own" else load_feature_weights(networks.feature_weights)
+
+
+def architecture_of(
+    config: Config, index: DatasetIndex, pretrained: FeatureWeights | None = None
+) -> Architecture:
     """The networks of a run on a data set."""
-    return Architecture(**config.networks.model_dump(), channels=index.channels)
+    digest = pretrained.sha256 if pretrained else ""
+    return config.networks.architecture(index.channels, features_sha256=digest)
 
 
 def schedule_of(config: Config) -> tuple[Phase, ...]:

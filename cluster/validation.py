@@ -14,9 +14,16 @@ from data.dataset import DatasetIndex
 from data.shards import read_shard
 from data.store import Store
 from data.stream import normalise
-from gan.evidence import anomaly_map, differences, evidence, strongest_window
+from gan.evidence import (
+    anomaly_map,
+    gather_evidence,
+    map_names,
+    statistics,
+    strongest_window,
+)
 from gan.fusion import fit_fusion
 from gan.layers import downsample
+from gan.model import Architecture
 from gan.networks import num_stages
 from gan.schedule import Phase
 from gan.search import latent_search
@@ -31,13 +38,20 @@ class Validator:
     Args:
         config: Configuration of the run.
         index: Index of its data set.
+        architecture: What is trained.
         device: Where to search.
 
     Raises:
         UserError: If the images chosen do not hold both normal and abnormal ones.
     """
 
-    def __init__(self, config: Config, index: DatasetIndex, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        index: DatasetIndex,
+        architecture: Architecture,
+        device: torch.device,
+    ) -> None:
         store = Store(config.data.uri)
         samples = []
         for shard in index.shards_of("validation"):
@@ -54,6 +68,7 @@ class Validator:
         stacked = np.stack([sample.image.transpose(2, 0, 1) for sample in known])
         self._images = normalise(torch.from_numpy(stacked)).to(device)
         self._keys = [sample.key for sample in known]
+        self._architecture = architecture
         self._last_stage = num_stages(index.resolution) - 1
         self._search, self._seed = config.search, config.run.seed
 
@@ -62,9 +77,10 @@ class Validator:
         images = self._images
         for _ in range(self._last_stage - phase.stage):
             images = downsample(images)
-        settings = settings_at(phase.stage, search_settings(self._search))
+        num_levels = self._architecture.num_levels(phase.stage)
+        settings = settings_at(num_levels, search_settings(self._search))
         fade = phase.fade(min(state.images_seen, phase.end))
-        stage, features = phase.stage, state.discriminator.features
+        stage, features = phase.stage, state.judge.features
         # The encoder comes after training: for now its start is a candidate or a random one.
         starts = Starts(
             SearchLoss(state.average, features, settings, stage, fade),
@@ -80,31 +96,31 @@ class Validator:
         for first in range(0, len(images), settings.block):
             rows = slice(first, first + settings.block)
             part = found.part(rows)
-            differing = differences(
-                features, images[rows], part.reconstruction, stage=stage, fade=fade
+            against = gather_evidence(
+                state.judge, images[rows], part.reconstruction, stage=stage, fade=fade
             )
-            maps = anomaly_map(differing, settings)
+            maps = anomaly_map(against, settings)
             window = self._search.window
             windowed = self._search.statistic == "window"
             scores.append(strongest_window(maps, window) if windowed else part.score)
-            terms.append(evidence(state.discriminator, differing, window=window))
+            terms.append(statistics(against, window=window))
         values = torch.cat(scores).cpu().numpy()
         if self._search.statistic == "fused":
-            values = self._fused(torch.cat(terms).cpu().numpy())
+            names = map_names(num_levels, self._architecture.num_heads)
+            values = self._fused(names, torch.cat(terms).cpu().numpy())
         return float(roc_auc_score(self._abnormal, values))
 
-    def _fused(self, terms_NK: NDArray[np.float32]) -> NDArray[np.float64]:
+    def _fused(self, names: tuple[str, ...], terms_NK: NDArray[np.float32]) -> NDArray[np.float64]:
         """The fused score, fitted on the very images: as good a guess for each model compared."""
         images = terms_NK[:, None]
         normal, abnormal = (list(images[self._abnormal == is_it]) for is_it in (False, True))
-        return fit_fusion(normal, abnormal).scores(terms_NK)
+        return fit_fusion(names, normal, abnormal).scores(terms_NK)
 
 
-def settings_at(stage: int, settings: SearchSettings) -> SearchSettings:
-    """The settings with the feature levels a stage has: s of them, one at stage 0.
+def settings_at(num_levels: int, settings: SearchSettings) -> SearchSettings:
+    """The settings with feature levels that a stage has.
 
     A level that comes with a later stage is replaced by the nearest one there is.
     """
-    num_levels = max(1, stage)
     levels = (max(-num_levels, min(i, num_levels - 1)) for i in settings.feature_levels)
     return replace(settings, feature_levels=tuple(levels))

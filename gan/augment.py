@@ -65,9 +65,20 @@ class AdaptiveAugment:
 
     def __call__(self, image_BCHW: Tensor) -> Tensor:
         """Return the images, float [B, C, H, W], each changed or not; differentiable once."""
-        chosen = self.settings.transforms
-        if set(MOVING) & set(chosen):
+        if set(MOVING) & set(self.settings.transforms):
             image_BCHW = self._moved(image_BCHW)
+        return self._recoloured(image_BCHW)
+
+    def marked(self, image_BCHW: Tensor, mask_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for images with masks, bool [B, 1, H, W], which stay where their defects are."""
+        if set(MOVING) & set(self.settings.transforms):
+            both = self._moved(torch.cat([image_BCHW, mask_B1HW.to(image_BCHW)], dim=1))
+            image_BCHW, mask_B1HW = both[:, :-1], both[:, -1:] > 0
+        return self._recoloured(image_BCHW), mask_B1HW
+
+    def _recoloured(self, image_BCHW: Tensor) -> Tensor:
+        """Shift brightness and contrast."""
+        chosen = self.settings.transforms
         if "brightness" in chosen:
             image_BCHW = image_BCHW + self._normal(image_BCHW, _BRIGHTNESS_STD)
         if "contrast" in chosen:

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from gan.layers import downsample, upsample
 
 BATCH_NORM_EPS = 1e-3
-CHANNELS = (24, 40, 112, 320)
-"""Of the four levels, from fine to coarse."""
 STRIDES = (4, 8, 16, 32)
 """Pixels of the enlarged image to one cell of each level."""
 _STEM_CHANNELS = 32
@@ -63,8 +61,8 @@ class _Conv(nn.Module):
             for side in x_BCHW.shape[:1:-1]
         ]
         pads = [pad for one in missing for pad in (one // 2, one - one // 2)]
-        padded: Tensor = self.conv(nnf.pad(x_BCHW, pads) if any(pads) else x_BCHW)
-        return padded
+        made: Tensor = self.conv(nnf.pad(x_BCHW, pads) if any(pads) else x_BCHW)
+        return made
 
 
 class _Block(nn.Module):
@@ -80,12 +78,12 @@ class _Block(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x = nnf.relu6(self.expand(x_BCHW)) if self.expand else x_BCHW
-        x = self.project(nnf.relu6(self.depthwise(x)))
-        return x_BCHW + x if self._residual else x
+        made: Tensor = self.project(nnf.relu6(self.depthwise(x)))
+        return x_BCHW + made if self._residual else made
 
 
 class EfficientNetFeatures(nn.Module):
-    """Four levels of EfficientNet-lite0, a `gan.features.FeatureNetwork`; never trained.
+    """Four levels of EfficientNet-lite0, `gan.features.FrozenFeatures`.
 
     Args:
         resolution: Side in pixels of the final images.
@@ -95,8 +93,10 @@ class EfficientNetFeatures(nn.Module):
 
     def __init__(self, *, resolution: int, enlarge: int) -> None:
         super().__init__()
-        self.out_channels = CHANNELS[-1]
         self.side = resolution * enlarge
+        self.channels = tuple(_GROUPS[number].channels for number in _LEVELS)
+        self.grids = tuple(-(-self.side // stride) for stride in STRIDES)
+        self.out_channels = self.channels[-1]
         self.stem = _Conv(3, _STEM_CHANNELS, 3, 2)
         width, groups = _STEM_CHANNELS, []
         for group in _GROUPS:
@@ -139,7 +139,7 @@ class EfficientNetFeatures(nn.Module):
             ValueError: If a tensor is missing or has another shape.
         """
         parts = [(self.stem, "_conv_stem", "_bn0")]
-        blocks = [block for group in self.groups for block in group]
+        blocks = [module for module in self.groups.modules() if isinstance(module, _Block)]
         for number, block in enumerate(blocks):
             names = {"expand": "_bn0", "depthwise": "_bn1", "project": "_bn2"}
             parts += [

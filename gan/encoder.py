@@ -11,8 +11,9 @@ import torch.nn.functional as nnf
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from gan.features import FeatureNetwork
 from gan.layers import EqualizedConv2d, EqualizedLinear, leaky_relu, pixel_norm
-from gan.networks import BASE_RESOLUTION, Discriminator, Generator, ProgressiveFeatures
+from gan.networks import BASE_RESOLUTION, Generator, ProgressiveFeatures
 
 
 class Encoder(nn.Module):
@@ -64,7 +65,7 @@ class EncoderTraining:
     Args:
         encoder: E, changed in place.
         generator: Frozen G.
-        discriminator: Frozen D; its coarsest level is f.
+        features: Frozen feature network of D; its coarsest level is f.
         lr: Adam's learning rate.
         feature_weight: k.
         num_steps: Steps in all.
@@ -76,7 +77,7 @@ class EncoderTraining:
         self,
         encoder: Encoder,
         generator: Generator,
-        discriminator: Discriminator,
+        features: FeatureNetwork,
         *,
         lr: float,
         feature_weight: float,
@@ -84,9 +85,8 @@ class EncoderTraining:
         seed: int,
         stage: int,
     ) -> None:
-        frozen = (*generator.parameters(), *discriminator.parameters())
-        assert not any(parameter.requires_grad for parameter in frozen)
-        self._encoder, self._generator, self._discriminator = encoder, generator, discriminator
+        assert not any(parameter.requires_grad for parameter in generator.parameters())
+        self._encoder, self._generator, self._features = encoder, generator, features
         self._feature_weight, self._stage = feature_weight, stage
         self._optimizer = torch.optim.Adam(encoder.parameters(), lr=lr, betas=(0.9, 0.99))
         self._rate = LambdaLR(self._optimizer, lambda step: min(1.0, 2 - 2 * step / num_steps))
@@ -101,18 +101,18 @@ class EncoderTraining:
         Returns:
             Detached scalars: latent, residual and feature, the three terms of the loss.
         """
-        G, D, stage = self._generator, self._discriminator, self._stage
+        G, f, stage = self._generator, self._features, self._stage
         size = (len(real_BCHW), G.latent_dim)
         latent = torch.randn(size, generator=self._latents).to(real_BCHW.device)
         with torch.no_grad():
             made = G(latent, stage)
-            wanted = D.features(real_BCHW, stage)[-1]
+            wanted = f(real_BCHW, stage)[-1]
         known, guessed = self._encoder(torch.cat([made, real_BCHW]), stage).chunk(2)
         again = G(guessed, stage)
         terms = {
             "latent": nnf.l1_loss(known, pixel_norm(latent)),
             "residual": nnf.mse_loss(again, real_BCHW),
-            "feature": nnf.mse_loss(D.features(again, stage)[-1], wanted),
+            "feature": nnf.mse_loss(f(again, stage)[-1], wanted),
         }
         loss = terms["latent"] + terms["residual"] + self._feature_weight * terms["feature"]
         self._optimizer.zero_grad(set_to_none=True)

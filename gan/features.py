@@ -5,6 +5,7 @@ maps and nothing else, so a frozen pretrained network can take the place of D's 
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Protocol
 
 from torch import Tensor
@@ -23,3 +24,20 @@ class FeatureNetwork(Protocol):
     @abstractmethod
     def activate(self, stage: int, *, fading: bool) -> None:
         """Leave gradients on for just the parameters a stage uses."""
+
+
+class FrozenFeatures(FeatureNetwork, Protocol):
+    """One that was trained elsewhere, whose levels have the same size at every stage."""
+
+    channels: tuple[int, ...]
+    """Channels of the levels, from fine to coarse."""
+    grids: tuple[int, ...]
+    """Cells on a side of each level; each is a multiple of the next."""
+
+    @abstractmethod
+    def load_pretrained(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of the file that the network is known by.
+
+        Raises:
+            ValueError: If they do not belong to it.
+        """

@@ -1,24 +1,28 @@
-"""One score out of several terms of evidence, each measured by what normal images show.
+"""One score and one map out of several terms of evidence, measured by what normal images show.
 
 A term on its own scale cannot be added to another. Each is therefore centred and scaled by the
-validation normals; the score is the mean over the maps, plus a share of the logit. Which statistic
-of the maps, and which share, is chosen on validation images where some are known to be abnormal.
+validation normals; the score is the mean over the differences, plus a share of the logits. Which
+statistic of the maps, which differences and which share, is chosen on validation images where some
+are known to be abnormal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gan.evidence import LOGIT, STATISTICS, term_names
+from gan.evidence import LOGIT, RESIDUAL, term_names
 from gan.ranking import auroc
 
 Float = NDArray[np.float64]
 Terms = NDArray[np.floating]
-LOGIT_WEIGHTS = (0.5, 0.25, 1.0, 0.0)
-"""Shares of the logit that are tried; the first is taken where no validation image is known to be
-abnormal, or where several do equally well."""
+STATISTICS = ("window", "mean", "peak")
+LOGIT_WEIGHTS = (0.5, 0.25, 1.0, 2.0, 4.0, 0.0)
+RESIDUAL_WEIGHTS = (1.0, 0.0)
+"""What is tried; the first of each is taken where no validation image is known to be abnormal, or
+where several do equally well. A weight of the residual is relative to that of a feature level."""
 # Between these quantiles of a normal distribution lie two standard deviations.
 _SPREAD = (0.1587, 0.8413)
 
@@ -42,7 +46,8 @@ class Fusion:
     def scores(self, terms_NK: Terms) -> Float:
         """Score of each row of terms, float [N]."""
         scaled = (np.asarray(terms_NK, dtype=np.float64) - self.centre) / self.spread
-        return np.asarray(scaled @ np.asarray(self.weight), dtype=np.float64)
+        # Row by row: the last bit of a matrix product depends on how many rows there are.
+        return np.asarray((scaled * self.weight).sum(axis=1), dtype=np.float64)
 
     def image_scores(self, images: Sequence[Terms]) -> Float:
         """Score of each image, that of its most suspicious tile; float [N].
@@ -50,22 +55,48 @@ class Fusion:
         Args:
             images: Terms of each image's tiles, [T, K] with T at least 1.
         """
-        if not len(images):
-            return np.empty(0)
-        starts = np.cumsum([0, *(len(tiles) for tiles in images[:-1])])
-        return np.maximum.reduceat(self.scores(np.concatenate(images)), starts)
+        return _largest(self.scores, images)
+
+    def map_weights(self) -> Mapping[str, float]:
+        """Weight of each map of the evidence by name: their sum shows what the score rests on.
+
+        The logit of a whole image is nowhere in particular, so it has none.
+        """
+        result = {}
+        for name, spread, weight in zip(self.names, self.spread, self.weight, strict=True):
+            map_name = name.partition("/")[0]
+            if weight and map_name != LOGIT:
+                result[map_name] = weight / spread
+        return result
+
+    def map_peaks(self, images: Sequence[Terms]) -> Float:
+        """The most that each image's map can reach: where all its maps peak at one place; [N].
+
+        Args:
+            images: Terms of each image's tiles, [T, K] with T at least 1.
+        """
+        columns = [self.names.index(f"{name}/peak") for name in self.map_weights()]
+        signed = np.array([name.startswith(LOGIT) for name in self.map_weights()])
+        weights = np.array([*self.map_weights().values()])
+
+        def peaks(terms_NK: Terms) -> Float:
+            found = np.asarray(terms_NK, dtype=np.float64)[:, columns]
+            places = np.where(signed, np.logaddexp(0.0, found), found)
+            return np.asarray((places * weights).sum(axis=1))
+
+        return _largest(peaks, images)
 
 
-def fit_fusion(normal: Sequence[Terms], abnormal: Sequence[Terms]) -> Fusion:
+def fit_fusion(maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[Terms]) -> Fusion:
     """Fit the scale of each term, and choose the weights that tell validation images best apart.
 
     Args:
+        maps: Names of the maps of the evidence.
         normal: Terms of each validation normal's tiles, [T, K] in the order of
             `gan.evidence.term_names`; at least two images.
         abnormal: The same of known abnormal validation images; there may be none.
     """
-    # Two statistics of the residual and of each level, and the logit.
-    names = term_names(normal[0].shape[1] // 2 - 1)
+    names = term_names(maps)
     low, centre, high = np.quantile(np.concatenate(normal), (_SPREAD[0], 0.5, _SPREAD[1]), axis=0)
     spread = (high - low) / 2
     # What never changes on normal images has no scale, and says nothing.
@@ -73,8 +104,7 @@ def fit_fusion(normal: Sequence[Terms], abnormal: Sequence[Terms]) -> Fusion:
     scale = np.where(told, spread, 1.0)
     candidates = [
         Fusion(names, _tuple(centre), _tuple(scale), _tuple(weight * told))
-        for statistic in STATISTICS[::-1]
-        for weight in _weights(names, statistic)
+        for weight in _candidates(maps)
     ]
     if not abnormal:
         return candidates[0]
@@ -82,16 +112,32 @@ def fit_fusion(normal: Sequence[Terms], abnormal: Sequence[Terms]) -> Fusion:
     return candidates[int(np.argmax(aurocs))]
 
 
+def _candidates(maps: Sequence[str]) -> list[Float]:
+    """Weights of all terms, one array for each choice."""
+    is_logit = np.array([name.startswith(LOGIT) for name in maps])
+    result = []
+    for statistic, residual, share in product(STATISTICS, RESIDUAL_WEIGHTS, LOGIT_WEIGHTS):
+        differing = np.where(np.array(maps) == RESIDUAL, residual, 1.0) * ~is_logit
+        weights = differing / max(differing.sum(), 1.0) + share * is_logit / is_logit.sum()
+        columns = [name.endswith(f"/{statistic}") for name in term_names(maps)]
+        term_weights = np.zeros(len(columns))
+        term_weights[columns] = weights
+        result.append(term_weights)
+    return result
+
+
+def _largest(measure: Callable[[Terms], Float], images: Sequence[Terms]) -> Float:
+    """The largest value among each image's tiles."""
+    if not len(images):
+        return np.empty(0)
+    starts = np.cumsum([0, *(len(tiles) for tiles in images[:-1])])
+    return np.maximum.reduceat(measure(np.concatenate(images)), starts)
+
+
 def _auroc(normal: Float, abnormal: Float) -> float:
     places, which = np.unique(np.concatenate([normal, abnormal]), return_inverse=True)
     parts = which[: len(normal)], which[len(normal) :]
     return float(auroc(*(np.bincount(part, minlength=len(places)) for part in parts)))
-
-
-def _weights(names: Sequence[str], statistic: str) -> list[Float]:
-    maps = np.array([float(name.endswith(f"/{statistic}")) for name in names])
-    logit = np.array([float(name == LOGIT) for name in names])
-    return [maps / maps.sum() + share * logit for share in LOGIT_WEIGHTS]
 
 
 def _tuple(values: NDArray[np.floating]) -> tuple[float, ...]:

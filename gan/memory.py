@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gan.model import Architecture
-from gan.networks import Discriminator, Generator, num_parameters, stage_resolution
+from gan.model import AnyDiscriminator, Architecture
+from gan.networks import Generator, num_parameters, stage_resolution
 from gan.objective import r1_penalty
 
 _FLOAT_BYTES = 4
@@ -35,13 +35,16 @@ class StepMemory:
         return self.fixed_bytes + images * self.image_bytes
 
 
-def step_memory(architecture: Architecture, stage: int, *, abnormal_share: float) -> StepMemory:
+def step_memory(
+    architecture: Architecture, stage: int, *, abnormal_share: float, average_d: bool = False
+) -> StepMemory:
     """Estimate the memory of a step with R1 at a stage, the largest there is.
 
     Args:
         architecture: What is trained.
         stage: Stage of both networks, faded in half: both paths are kept then.
         abnormal_share: Known abnormal images for each training image.
+        average_d: Whether an average of D is kept.
     """
     with torch.device("meta"):
         networks = architecture.generator(), architecture.discriminator()
@@ -54,8 +57,11 @@ def step_memory(architecture: Architecture, stage: int, *, abnormal_share: float
     once = [2 * a - b for a, b in zip(small, large, strict=True)]
     penalised, judged, made = by_image
     weights_g, weights_d = map(num_parameters, networks)
-    # G: weights, average, gradient, two moments; D: the same without the average.
-    fixed = _FLOAT_BYTES * (5 * weights_g + 4 * weights_d)
+    trained_d = num_parameters(networks[1], active=True)
+    # G: weights, average, gradient, two moments. D: an average only if asked for; what is frozen
+    # has neither gradient nor moments.
+    copies_d = 2 if average_d else 1
+    fixed = _FLOAT_BYTES * (5 * weights_g + copies_d * weights_d + 3 * trained_d)
     return StepMemory(
         fixed_bytes=fixed + once[0] + once[2],
         image_bytes=round(penalised + (1 + abnormal_share) * judged + made),
@@ -63,7 +69,7 @@ def step_memory(architecture: Architecture, stage: int, *, abnormal_share: float
 
 
 def _kept_bytes(
-    networks: tuple[Generator, Discriminator],
+    networks: tuple[Generator, AnyDiscriminator],
     architecture: Architecture,
     stage: int,
     *,

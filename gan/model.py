@@ -1,16 +1,20 @@
 """A trained pair of networks as plain bytes: architecture in words, weights as safetensors."""
 
 from dataclasses import asdict, dataclass
-from typing import Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from gan.efficientnet import STRIDES, EfficientNetFeatures
 from gan.encoder import Encoder
-from gan.networks import Discriminator, Generator, ProgressiveFeatures
+from gan.networks import Discriminator, Generator, ProgressiveFeatures, num_stages
+from gan.patches import PatchDiscriminator
 
 Network = TypeVar("Network", bound=nn.Module)
+AnyDiscriminator = Discriminator | PatchDiscriminator
+Features = Literal["own", "efficientnet-lite0"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +28,10 @@ class Architecture:
         fmap_base: Numerator of the channel schedule min(fmap_max, fmap_base / 2**stage).
         fmap_max: Cap of the channel schedule.
         group_size: Images per minibatch-std group.
+        features: What D judges by: its own levels, or a frozen network with heads for patches.
+        enlarge: Factor by which final images are enlarged for that network.
+        head_width: Channels of each of those heads.
+        features_sha256: Digest of the file with the frozen network's weights.
     """
 
     resolution: int
@@ -32,6 +40,10 @@ class Architecture:
     fmap_base: int
     fmap_max: int
     group_size: int
+    features: Features = "own"
+    enlarge: int = 2
+    head_width: int = 64
+    features_sha256: str = ""
 
     def generator(self) -> Generator:
         """A generator with fresh weights from torch's global random state."""
@@ -43,8 +55,11 @@ class Architecture:
             fmap_max=self.fmap_max,
         )
 
-    def discriminator(self) -> Discriminator:
-        """A discriminator on its own feature levels, with fresh weights."""
+    def discriminator(self) -> AnyDiscriminator:
+        """A discriminator with fresh weights, also where they will be pretrained ones."""
+        if self.features != "own":
+            frozen = EfficientNetFeatures(resolution=self.resolution, enlarge=self.enlarge)
+            return PatchDiscriminator(frozen, width=self.head_width)
         features = ProgressiveFeatures(
             resolution=self.resolution,
             channels=self.channels,
@@ -63,12 +78,28 @@ class Architecture:
             fmap_max=self.fmap_max,
         )
 
-    def to_dict(self) -> dict[str, int]:
+    @property
+    def judges_patches(self) -> bool:
+        """Whether D gives a logit for each cell instead of each image."""
+        return self.features != "own"
+
+    def num_levels(self, stage: int | None = None) -> int:
+        """Levels of D's features at a stage, by default the last one."""
+        if self.judges_patches:
+            return len(STRIDES)
+        return max(1, num_stages(self.resolution) - 1 if stage is None else stage)
+
+    @property
+    def num_heads(self) -> int:
+        """Maps of logits that D gives."""
+        return len(STRIDES) if self.judges_patches else 1
+
+    def to_dict(self) -> dict[str, int | str]:
         """Plain values for a JSON file."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, int]) -> Self:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of `to_dict`.
 
         Raises:
@@ -102,7 +133,7 @@ def weights_to_bytes(**networks: nn.Module) -> bytes:
 
 def networks_from_bytes(
     architecture: Architecture, payload: bytes
-) -> tuple[Generator, Discriminator]:
+) -> tuple[Generator, AnyDiscriminator]:
     """Frozen networks in evaluation mode with the weights of a safetensors file.
 
     Raises:

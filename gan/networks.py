@@ -215,18 +215,19 @@ class Discriminator(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self._head(minibatch_std(x.float(), self.group_size))
 
-    def alone(self, coarsest_BCHW: Tensor) -> Tensor:
+    def logits(self, levels: list[Tensor]) -> list[Tensor]:
         """Logits of images that do not depend on each other, as a score must not.
 
         Each is judged as if its group were copies of it: with no deviation.
 
         Args:
-            coarsest_BCHW: Coarsest feature maps of the images, at full precision.
+            levels: Feature maps of the images, at full precision.
 
         Returns:
-            Float [B].
+            One map of a single cell, float [B, 1, 1].
         """
-        return self._head(nnf.pad(coarsest_BCHW, (0, 0, 0, 0, 0, 1), value=LEAST_STD))
+        padded = nnf.pad(levels[-1], (0, 0, 0, 0, 0, 1), value=LEAST_STD)
+        return [self._head(padded).view(-1, 1, 1)]
 
     def _head(self, x: Tensor) -> Tensor:
         x = leaky_relu(self.conv(x))

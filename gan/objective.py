@@ -23,22 +23,28 @@ def discriminator_loss(
     *,
     gamma: float,
     alpha: float,
+    abnormal_weight: Tensor | None = None,
 ) -> Tensor:
-    """Negated V as D maximises it (Eq. 15), on logits.
+    """Negated V as D maximises it (Eq. 15), on logits: one of each image, or of each of its cells.
 
     Args:
-        real_logit: Float [B], D on training images.
-        fake_logit: Float [B], D on generated images.
-        abnormal_logit: Float [A], D on known abnormal images; None when alpha is 0.
+        real_logit: Float [B, ...], D on training images.
+        fake_logit: Float [B, ...], D on generated images.
+        abnormal_logit: Float [A, ...], D on known abnormal images; None when alpha is 0.
         gamma: Weight of the generated images.
         alpha: Weight of the known abnormal images.
+        abnormal_weight: Float [A, ...], how much each of their cells counts, with sum 1 in each
+            image; None: all alike.
 
     Returns:
         Scalar loss: E softplus(-D(x)) + gamma E softplus(D(G(z))) + alpha E softplus(D(x_a)).
     """
     loss = nnf.softplus(-real_logit).mean() + gamma * nnf.softplus(fake_logit).mean()
     if abnormal_logit is not None:
-        loss = loss + alpha * nnf.softplus(abnormal_logit).mean()
+        penalty = nnf.softplus(abnormal_logit)
+        if abnormal_weight is not None:
+            penalty = (penalty * abnormal_weight).flatten(1).sum(dim=1)
+        loss = loss + alpha * penalty.mean()
     return loss
 
 
@@ -51,13 +57,14 @@ def r1_penalty(real_logit: Tensor, real_image_BCHW: Tensor) -> Tensor:
     """E |grad_x D(x)|^2 on the training images (Mescheder et al. 2018, Eq. 9, without its factor).
 
     Args:
-        real_logit: Float [B], computed from `real_image_BCHW`.
+        real_logit: Float [B, ...], computed from `real_image_BCHW`; of several cells the mean is D.
         real_image_BCHW: Images that require a gradient.
 
     Returns:
         Scalar, differentiable with respect to D.
     """
-    (gradient,) = torch.autograd.grad(real_logit.sum(), real_image_BCHW, create_graph=True)
+    total = real_logit.sum() * (len(real_logit) / real_logit.numel())
+    (gradient,) = torch.autograd.grad(total, real_image_BCHW, create_graph=True)
     return gradient.square().flatten(1).sum(dim=1).mean()
 
 

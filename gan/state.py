@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gan.augment import UNCHANGED, AdaptiveAugment, AugmentSettings
 from gan.ema import update_ema
 from gan.model import Architecture, place
+from gan.patches import PatchDiscriminator
 from gan.schedule import Phase
 from gan.step import WHOLE, Execution, Objective, StepInput, training_step
 
@@ -26,11 +27,13 @@ class Rates:
         generator_lr: Adam's step size for G.
         discriminator_lr: Adam's step size for D.
         ema_half_life_kimg: Half-life of the average of G, in thousands of images.
+        discriminator_half_life_kimg: The same for D; 0: D as it is judges.
     """
 
     generator_lr: float
     discriminator_lr: float
     ema_half_life_kimg: float
+    discriminator_half_life_kimg: float = 0.0
 
 
 class TrainingState:
@@ -46,6 +49,7 @@ class TrainingState:
         rank: This rank; with `seed` it decides the latents drawn.
         device: Where to train.
         augment: What may be changed in the images that D is shown.
+        pretrained: Weights of the frozen feature network; None: D has its own levels.
     """
 
     def __init__(
@@ -57,13 +61,22 @@ class TrainingState:
         rank: int,
         device: torch.device,
         augment: AugmentSettings = UNCHANGED,
+        pretrained: Mapping[str, Tensor] | None = None,
     ) -> None:
         torch.manual_seed(seed)
         self.rates = rates
         self.device = device
         self.generator = place(architecture.generator(), device)
-        self.discriminator = place(architecture.discriminator(), device)
+        self.discriminator = architecture.discriminator()
+        if pretrained is not None:
+            assert isinstance(self.discriminator, PatchDiscriminator)
+            self.discriminator.features.load_pretrained(pretrained)
+        place(self.discriminator, device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.judge = self.discriminator
+        """The discriminator that scores: the average of D where one is taken."""
+        if rates.discriminator_half_life_kimg:
+            self.judge = copy.deepcopy(self.discriminator).requires_grad_(False)
         self.optimizer_g = _adam(self.generator, rates.generator_lr)
         self.optimizer_d = _adam(self.discriminator, rates.discriminator_lr)
         self.latents = torch.Generator().manual_seed(_rank_seed(seed, rank))
@@ -111,6 +124,7 @@ class TrainingState:
         objective: Objective,
         *,
         images: int,
+        abnormal_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Train on one batch.
 
@@ -120,6 +134,7 @@ class TrainingState:
             abnormal: Float [A, C, R, R] known abnormal images of this rank, or None.
             objective: Weights of the losses.
             images: Training images in this step over all ranks.
+            abnormal_mask: Bool [A, 1, R, R], where their defects are, for a D that judges patches.
 
         Returns:
             The statistics of `gan.step.training_step`, and augment_probability.
@@ -133,6 +148,7 @@ class TrainingState:
             stage=phase.stage,
             fade=phase.fade(self.images_seen),
             index=self.num_steps,
+            abnormal_mask=abnormal_mask,
         )
         stats = training_step(
             *self._wrapped,
@@ -141,6 +157,7 @@ class TrainingState:
             inputs,
             objective,
             augment=self.augment,
+            augment_marked=self.augment.marked,
             execution=self._execution,
         )
         self.augment.adapt(stats["sign_real"], images=images)
@@ -150,13 +167,20 @@ class TrainingState:
             images=images,
             half_life_kimg=self.rates.ema_half_life_kimg,
         )
+        if self.rates.discriminator_half_life_kimg:
+            update_ema(
+                self.judge,
+                self.discriminator,
+                images=images,
+                half_life_kimg=self.rates.discriminator_half_life_kimg,
+            )
         self.images_seen += images
         self.num_steps += 1
         return stats | {"augment_probability": torch.tensor(used)}
 
     def state_dict(self) -> dict[str, Any]:
         """All that ranks share, as tensors and plain values."""
-        modules = {name: getattr(self, name).state_dict() for name in _STATEFUL}
+        modules = {name: each.state_dict() for name, each in self._stateful().items()}
         return modules | {
             "images_seen": self.images_seen,
             "num_steps": self.num_steps,
@@ -166,12 +190,18 @@ class TrainingState:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        for name in _STATEFUL:
-            getattr(self, name).load_state_dict(state[name])
+        for name, each in self._stateful().items():
+            each.load_state_dict(state[name])
         self.images_seen = state["images_seen"]
         self.num_steps = state["num_steps"]
         self.augment.probability = state["augment_probability"]
         self.rate_cut = state["rate_cut"]
+
+    def _stateful(self) -> dict[str, Any]:
+        names = ["generator", "discriminator", "average", "optimizer_g", "optimizer_d"]
+        if self.judge is not self.discriminator:
+            names.append("judge")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def lr_factor(self) -> float:
@@ -201,9 +231,6 @@ class TrainingState:
             rank: This rank.
         """
         self.latents.manual_seed(_rank_seed(seed, rank, self.images_seen))
-
-
-_STATEFUL = ("generator", "discriminator", "average", "optimizer_g", "optimizer_d")
 
 
 def _rank_seed(*numbers: int) -> int:

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from gan.objective import discriminator_loss, generator_loss, r1_penalty
 
 Augment = Callable[[Tensor], Tensor]
+AugmentMarked = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class NonFiniteError(ArithmeticError):
@@ -45,6 +47,8 @@ class StepInput:
         stage: Stage of both networks.
         fade: Weight of the newest block in [0, 1].
         index: Number of this step since training began; decides when R1 is due.
+        abnormal_mask: Bool [A, 1, R, R], where their defects are, for a discriminator that judges
+            patches; None: not known.
     """
 
     real: Tensor
@@ -53,6 +57,7 @@ class StepInput:
     stage: int
     fade: float
     index: int
+    abnormal_mask: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +87,7 @@ def training_step(
     objective: Objective,
     *,
     augment: Augment = lambda image: image,
+    augment_marked: AugmentMarked = lambda image, mask: (image, mask),
     execution: Execution = WHOLE,
 ) -> dict[str, Tensor]:
     """Update D, then G against the updated D, on the same generated images.
@@ -98,6 +104,7 @@ def training_step(
         inputs: Images and latents.
         objective: Weights of the losses.
         augment: Random change of every image that D is shown, differentiable.
+        augment_marked: The same change of images and of their masks.
         execution: How to compute it.
 
     Returns:
@@ -116,10 +123,13 @@ def training_step(
 
     def loss_d(part: StepInput, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         shown = augment(fake.detach())
-        return _discriminator_loss(discriminator, shown, part, objective, augment, execution)
+        abnormal, weight = _abnormal(bare, part, augment, augment_marked)
+        return _discriminator_loss(
+            discriminator, shown, abnormal, weight, part, objective, augment, execution
+        )
 
+    bare: Any = getattr(discriminator, "module", discriminator)
     stats = _descend(discriminator, optimizer_d, pairs, loss_d, "d")
-    bare: nn.Module = getattr(discriminator, "module", discriminator)
 
     def loss_g(part: StepInput, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with _cast(inputs, execution):
@@ -162,19 +172,32 @@ def r1_is_due(objective: Objective, index: int) -> bool:
     return objective.r1_weight > 0 and index % objective.r1_interval == 0
 
 
+def _abnormal(
+    discriminator: Any, inputs: StepInput, augment: Augment, augment_marked: AugmentMarked
+) -> tuple[Tensor | None, Tensor | None]:
+    """Known abnormal images as D is shown them, and how much each of their cells counts."""
+    image, mask = inputs.abnormal, inputs.abnormal_mask
+    if image is None or mask is None:
+        return None if image is None else augment(image), None
+    image, mask = augment_marked(image, mask)
+    return image, discriminator.cell_weights(mask)
+
+
 def _discriminator_loss(
     discriminator: nn.Module,
     fake: Tensor,
+    abnormal: Tensor | None,
+    abnormal_weight: Tensor | None,
     inputs: StepInput,
     objective: Objective,
     augment: Augment,
     execution: Execution,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    assert (objective.alpha > 0) == (inputs.abnormal is not None), "alpha needs abnormal images"
+    assert (objective.alpha > 0) == (abnormal is not None), "alpha needs abnormal images"
     r1_due = r1_is_due(objective, inputs.index)
     # R1 is taken at what D is shown, so that nothing has to be differentiated twice but D.
     real = augment(inputs.real).detach().requires_grad_(r1_due)
-    parts = [real, fake] if inputs.abnormal is None else [real, fake, augment(inputs.abnormal)]
+    parts = [real, fake] if abnormal is None else [real, fake, abnormal]
     # One pass over all parts: whole minibatch-std groups keep them apart. Where R1 is due, the
     # training images go alone, because differentiating twice costs more than another pass.
     passes = [parts[:1], parts[1:]] if r1_due else [parts]
@@ -187,7 +210,12 @@ def _discriminator_loss(
     logit_real, logit_fake, *rest = torch.cat(logits).split(sizes)
     logit_abnormal = rest[0] if rest else None
     loss = discriminator_loss(
-        logit_real, logit_fake, logit_abnormal, gamma=objective.gamma, alpha=objective.alpha
+        logit_real,
+        logit_fake,
+        logit_abnormal,
+        gamma=objective.gamma,
+        alpha=objective.alpha,
+        abnormal_weight=abnormal_weight,
     )
     stats = {
         "loss_d": loss.detach(),
@@ -207,21 +235,14 @@ def _discriminator_loss(
 def _parts(inputs: StepInput, num_parts: int) -> list[StepInput]:
     if num_parts == 1:
         return [inputs]
-    reals, latents = inputs.real.chunk(num_parts), inputs.latent.chunk(num_parts)
-    abnormal = inputs.abnormal
-    abnormals = [None] * num_parts if abnormal is None else abnormal.chunk(num_parts)
-    assert len(inputs.real) % num_parts == 0, "parts of different sizes would weigh differently"
-    assert abnormal is None or len(abnormal) % num_parts == 0
+    cut = {}
+    for name in ("real", "abnormal", "latent", "abnormal_mask"):
+        tensor = getattr(inputs, name)
+        assert tensor is None or len(tensor) % num_parts == 0, "parts would weigh differently"
+        cut[name] = [None] * num_parts if tensor is None else tensor.chunk(num_parts)
     return [
-        StepInput(
-            real=real,
-            abnormal=other,
-            latent=latent,
-            stage=inputs.stage,
-            fade=inputs.fade,
-            index=inputs.index,
-        )
-        for real, latent, other in zip(reals, latents, abnormals, strict=True)
+        replace(inputs, **dict(zip(cut, tensors, strict=True)))
+        for tensors in zip(*cut.values(), strict=True)
     ]
 
 

@@ -11,7 +11,6 @@ from data.preparation import Mode, Preparation
 from data.sample import encode_png
 from data.store import Store
 from data.synthetic import machined_surface
-from gan.model import Architecture
 
 SIDE, NATIVE = 16, 40
 
@@ -37,7 +36,7 @@ SETTINGS: dict[str, object] = {
 def calibrated_model(config: Config, mode: Mode = "whole") -> Model:
     """Make a model of the sizes in `config` and save it as that of the run."""
     torch.manual_seed(0)
-    architecture = Architecture(**config.networks.model_dump(), channels=1)
+    architecture = config.networks.architecture(1)
     run = Store(config.run.dir)
     overlap = 4 if mode == "tiles" else 0
     save_model(

@@ -176,7 +176,7 @@ def test_probe_extrapolates_what_would_take_too_long(monkeypatch: pytest.MonkeyP
 
 def test_probe_does_not_touch_what_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     config = _config()
-    memories = memory_of(config, Architecture(**config.networks.model_dump(), channels=1))
+    memories = memory_of(config, config.networks.architecture(1))
     needed = [memory.total_bytes(16) for memory in memories]
     assert needed[0] <= needed[1] < needed[2]
     there = Probe(

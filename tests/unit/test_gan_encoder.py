@@ -31,7 +31,7 @@ def _training(
     return EncoderTraining(
         encoder,
         generator,
-        discriminator,
+        discriminator.features,
         lr=0.003,
         feature_weight=0.5,
         num_steps=num_steps,

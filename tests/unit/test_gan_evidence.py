@@ -1,26 +1,32 @@
 """Evidence against an image: differences, their statistics and the discriminator's verdict."""
 
+from dataclasses import replace
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
 from gan.evidence import (
     LOGIT,
-    Differences,
+    Evidence,
     anomaly_map,
-    differences,
-    evidence,
+    fused_map,
+    gather_evidence,
+    map_names,
+    statistics,
     strongest_window,
     term_names,
 )
 from gan.layers import downsample
-from gan.model import Architecture
+from gan.model import Architecture, Features
 from gan.search_loss import SearchSettings
 
 ARCHITECTURE = Architecture(
     resolution=16, channels=1, latent_dim=8, fmap_base=16, fmap_max=8, group_size=2
 )
 STAGE = 2
+FEATURES = get_args(Features)
 
 
 def test_strongest_window_is_the_largest_mean_of_all_windows() -> None:
@@ -46,12 +52,13 @@ def test_window_finds_what_the_mean_hides() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_map_averages_to_the_loss_of_the_search(weight: float) -> None:
-    features = ARCHITECTURE.discriminator().features
+    discriminator = ARCHITECTURE.discriminator()
+    features = discriminator.features
     # A blurred query keeps the bilinear enlargement of the feature distance close to its mean.
     images = torch.nn.functional.interpolate(downsample(downsample(torch.rand(3, 1, 16, 16))), 16)
     made = torch.rand(3, 1, 16, 16)
     settings = SearchSettings(steps=0, step_size=1.0, feature_weight=weight, feature_levels=(0,))
-    maps = anomaly_map(differences(features, images, made, stage=STAGE), settings)
+    maps = anomaly_map(gather_evidence(discriminator, images, made, stage=STAGE), settings)
     assert maps.shape == (3, 16, 16)
     assert bool((maps >= 0).all())
     with torch.no_grad():
@@ -65,9 +72,7 @@ def test_map_averages_to_the_loss_of_the_search(weight: float) -> None:
 
 def test_a_map_is_the_term_it_is_a_map_of() -> None:
     """Weight 1 and one level at image size: the level itself; weight 0: the residual."""
-    found = Differences(
-        residual=torch.rand(2, 8, 8), levels=[torch.rand(2, 8, 8)], coarsest=torch.zeros(2, 1, 4, 4)
-    )
+    found = Evidence(residual=torch.rand(2, 8, 8), levels=[torch.rand(2, 8, 8)], logits=[])
     for weight, expected in ((0.0, found.residual), (1.0, found.levels[0])):
         settings = SearchSettings(
             steps=0, step_size=1.0, feature_weight=weight, feature_levels=(0,)
@@ -75,31 +80,61 @@ def test_a_map_is_the_term_it_is_a_map_of() -> None:
         torch.testing.assert_close(anomaly_map(found, settings), expected)
 
 
-def test_terms_are_what_their_names_say() -> None:
-    discriminator = ARCHITECTURE.discriminator().requires_grad_(False)
+@pytest.mark.parametrize("features", FEATURES)
+def test_terms_are_what_their_names_say(features: Features) -> None:
+    architecture = replace(ARCHITECTURE, features=features)
+    discriminator = architecture.discriminator().requires_grad_(False)
     image, made = torch.rand(4, 1, 16, 16) * 2 - 1, torch.rand(4, 1, 16, 16) * 2 - 1
-    found = differences(discriminator.features, image, made, stage=STAGE)
-    terms = evidence(discriminator, found, window=4)
-    names = term_names(len(found.levels))
+    found = gather_evidence(discriminator, image, made, stage=STAGE)
+    terms = statistics(found, window=4)
+    names = term_names(map_names(architecture.num_levels(), architecture.num_heads))
     assert terms.shape == (4, len(names))
     column = dict(zip(names, terms.T, strict=True))
     residual = (image - made).abs()[:, 0]
     torch.testing.assert_close(column["residual/mean"], residual.mean(dim=(1, 2)))
     torch.testing.assert_close(column["residual/window"], strongest_window(residual, 4))
-    # Levels of 8 and 4 pixels: the window of 4 image pixels has 2 cells and 1.
+    torch.testing.assert_close(column["residual/peak"], residual.amax(dim=(1, 2)))
+    # Levels of 8 and 4 cells to 16 pixels: the window of 4 pixels has 2 cells and 1.
     for level, cells in ((0, 2), (1, 1)):
         windows = strongest_window(found.levels[level], cells)
         torch.testing.assert_close(column[f"feature-{level}/window"], windows)
-    copies = image.repeat_interleave(discriminator.group_size, dim=0)
-    logits = discriminator(copies, STAGE)[:: discriminator.group_size]
-    torch.testing.assert_close(column[LOGIT], -logits)
 
 
-def test_evidence_of_an_image_does_not_depend_on_the_others() -> None:
+def test_an_image_has_the_verdict_of_its_copies() -> None:
     discriminator = ARCHITECTURE.discriminator().requires_grad_(False)
+    image = torch.rand(4, 1, 16, 16)
+    found = gather_evidence(discriminator, image, image, stage=STAGE)
+    copies = image.repeat_interleave(2, dim=0)
+    torch.testing.assert_close(found.verdict(), -discriminator(copies, STAGE)[::2])
+    assert list(found.maps())[-1] == LOGIT
+
+
+def test_the_verdict_on_patches_is_the_mean_logit_that_training_sees() -> None:
+    discriminator = replace(ARCHITECTURE, features="efficientnet-lite0").discriminator()
+    image = torch.rand(4, 1, 16, 16)
+    found = gather_evidence(discriminator, image, image, stage=STAGE)
+    with torch.no_grad():
+        logits = discriminator(image, STAGE)
+    torch.testing.assert_close(found.verdict(), -logits.mean(dim=(1, 2, 3)))
+
+
+def test_the_fused_map_is_the_weighted_sum_of_the_maps_named() -> None:
+    found = Evidence(
+        residual=torch.rand(2, 8, 8),
+        levels=[torch.rand(2, 8, 8)],
+        logits=[torch.randn(2, 8, 8), torch.randn(2, 2, 2)],
+    )
+    made = fused_map(found, {"residual": 2.0, "logit-0": 0.5})
+    expected = 2 * found.residual + 0.5 * torch.log1p(found.logits[0].exp())
+    torch.testing.assert_close(made, expected)
+
+
+@pytest.mark.parametrize("features", FEATURES)
+def test_evidence_of_an_image_does_not_depend_on_the_others(features: Features) -> None:
+    discriminator = replace(ARCHITECTURE, features=features).discriminator().requires_grad_(False)
     image, made = torch.rand(3, 1, 16, 16), torch.rand(3, 1, 16, 16)
     together, others = (
-        evidence(discriminator, differences(discriminator.features, x, made, stage=STAGE), window=3)
+        statistics(gather_evidence(discriminator, x, made, stage=STAGE), window=3)
         for x in (image, torch.cat([image[:1], torch.rand(2, 1, 16, 16)]))
     )
     assert torch.equal(together[0], others[0])

@@ -2,12 +2,22 @@
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
-from gan.evidence import LOGIT, term_names
+from gan.evidence import (
+    LOGIT,
+    STATISTICS,
+    Evidence,
+    fused_map,
+    map_names,
+    statistics,
+    term_names,
+)
 from gan.fusion import LOGIT_WEIGHTS, Fusion, fit_fusion
 
-NAMES = term_names(1)
+MAPS = map_names(1, 1)
+NAMES = term_names(MAPS)
 K = len(NAMES)
 Terms = NDArray[np.float64]
 
@@ -23,8 +33,11 @@ def _images(terms: Terms) -> list[Terms]:
 
 
 def _shifted(terms: Terms, name: str, spreads: float) -> Terms:
+    """Every statistic whose name starts so, moved up."""
     moved = terms.copy()
-    moved[:, NAMES.index(name)] += spreads * terms[:, NAMES.index(name)].std()
+    for column, term in enumerate(NAMES):
+        if term.startswith(name):
+            moved[:, column] += spreads * terms[:, column].std()
     return moved
 
 
@@ -34,42 +47,38 @@ def _weight(fusion: Fusion, name: str) -> float:
 
 def test_scale_of_a_term_does_not_matter() -> None:
     normal = _normals()
-    fusion = fit_fusion(_images(normal), [])
-    other = fit_fusion(_images(normal * 7.0), [])
+    fusion = fit_fusion(MAPS, _images(normal), [])
+    other = fit_fusion(MAPS, _images(normal * 7.0), [])
     np.testing.assert_allclose(fusion.scores(normal), other.scores(normal * 7.0), rtol=1e-9)
 
 
 def test_centre_and_spread_are_those_of_normals() -> None:
     normal = _normals(20_000)
-    fusion = fit_fusion(_images(normal), [])
+    fusion = fit_fusion(MAPS, _images(normal), [])
     np.testing.assert_allclose(fusion.centre, np.median(normal, axis=0))
     np.testing.assert_allclose(fusion.spread, normal.std(axis=0), rtol=0.03)
 
 
 def test_without_known_defects_windows_and_the_first_share_of_the_logit_count() -> None:
-    fusion = fit_fusion(_images(_normals()), [])
-    assert _weight(fusion, LOGIT) == LOGIT_WEIGHTS[0]
+    fusion = fit_fusion(MAPS, _images(_normals()), [])
+    assert _weight(fusion, f"{LOGIT}/window") == LOGIT_WEIGHTS[0]
     assert _weight(fusion, "residual/window") == _weight(fusion, "feature-0/window") == 0.5
     assert _weight(fusion, "residual/mean") == 0.0
 
 
-@pytest.mark.parametrize(
-    ("telling", "statistic", "share"),
-    [(LOGIT, "window", max(LOGIT_WEIGHTS)), ("residual/mean", "mean", 0.0)],
-)
-def test_weights_go_to_what_tells_validation_images_apart(
-    telling: str, statistic: str, share: float
-) -> None:
+@pytest.mark.parametrize(("telling", "share"), [(LOGIT, max(LOGIT_WEIGHTS)), ("residual/mean", 0)])
+def test_weights_go_to_what_tells_validation_images_apart(telling: str, share: float) -> None:
     normal = _normals()
     abnormal = _shifted(_normals(900)[500:], telling, 3.0)
-    fusion = fit_fusion(_images(normal), _images(abnormal))
-    assert _weight(fusion, f"residual/{statistic}") == 0.5
-    assert _weight(fusion, LOGIT) == share
+    fusion = fit_fusion(MAPS, _images(normal), _images(abnormal))
+    assert sum(_weight(fusion, f"{LOGIT}/{statistic}") for statistic in STATISTICS) == share
+    if not share:
+        assert _weight(fusion, telling) == 0.5
 
 
 def test_an_image_scores_as_its_most_suspicious_tile() -> None:
     normal = _normals()
-    fusion = fit_fusion([normal[i : i + 4] for i in range(0, 400, 4)], [])
+    fusion = fit_fusion(MAPS, [normal[i : i + 4] for i in range(0, 400, 4)], [])
     tiles = fusion.scores(normal[:4])
     assert fusion.image_scores([normal[:4], normal[4:5]]).tolist() == [
         tiles.max(),
@@ -80,8 +89,41 @@ def test_an_image_scores_as_its_most_suspicious_tile() -> None:
 def test_a_term_that_never_changes_says_nothing() -> None:
     normal = _normals()
     normal[:, NAMES.index("feature-0/window")] = 0.25
-    fusion = fit_fusion(_images(normal), [])
+    fusion = fit_fusion(MAPS, _images(normal), [])
     odd = normal[:1].copy()
     odd[:, NAMES.index("feature-0/window")] = 0.2500001
     assert fusion.scores(odd) == fusion.scores(normal[:1])
     assert np.isfinite(fusion.scores(normal)).all()
+
+
+def test_a_residual_that_only_misleads_is_left_out() -> None:
+    normal = _normals()
+    abnormal = _shifted(_shifted(_normals(900)[500:], "feature-0", 2.0), "residual", -4.0)
+    fusion = fit_fusion(MAPS, _images(normal), _images(abnormal))
+    assert not any(_weight(fusion, f"residual/{statistic}") for statistic in STATISTICS)
+    assert "residual" not in fusion.map_weights()
+
+
+def test_the_map_has_the_weights_of_the_score_over_spread_and_no_image_logit() -> None:
+    fusion = fit_fusion(MAPS, _images(_normals()), [])
+    column = NAMES.index("feature-0/window")
+    assert fusion.map_weights().keys() == {"residual", "feature-0"}
+    assert fusion.map_weights()["feature-0"] == fusion.weight[column] / fusion.spread[column]
+
+
+def test_no_map_exceeds_the_peak_told_of_it() -> None:
+    torch.manual_seed(0)
+    found = Evidence(
+        residual=torch.rand(20, 8, 8),
+        levels=[torch.rand(20, 4, 4), torch.rand(20, 2, 2)],
+        logits=[torch.randn(20, 4, 4) * 3, torch.randn(20, 2, 2) * 3],
+    )
+    maps = map_names(2, 2)
+    terms = statistics(found, window=3).double().numpy()
+    fusion = fit_fusion(maps, _images(terms), [])
+    peaks = fused_map(found, fusion.map_weights()).amax(dim=(1, 2)).numpy()
+    told = fusion.map_peaks(_images(terms))
+    assert (peaks <= told * (1 + 1e-5)).all()
+    assert (peaks > told / 2).all()
+    pairs = fusion.map_peaks([terms[i : i + 2] for i in range(0, 20, 2)])
+    np.testing.assert_array_equal(pairs, told.reshape(10, 2).max(axis=1))

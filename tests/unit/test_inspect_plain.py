@@ -124,7 +124,7 @@ def test_validation_scores_become_the_fused_ones(tmp_path: Path) -> None:
     table = read_scores(inspection_store(with_inspect(config, split="validation")))
     terms = np.array([tiles[0].tolist() for tiles in table["terms"]])
     np.testing.assert_allclose(table["score"], fusion.scores(terms))
-    np.testing.assert_allclose(-table["logit"], terms[:, fusion.names.index(LOGIT)])
+    np.testing.assert_allclose(-table["logit"], terms[:, fusion.names.index(f"{LOGIT}/mean")])
     normal = table["label"] == "normal"
     assert calibration.normal_scores == tuple(sorted(table.loc[normal, "score"]))
 

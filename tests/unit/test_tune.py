@@ -18,7 +18,7 @@ from data.dataset import load_index
 from data.pack import pack
 from data.sample import Sample
 from data.store import Store
-from gan.evidence import Differences, differences
+from gan.evidence import Evidence, gather_evidence
 from gan.schedule import Phase
 from gan.state import Rates, TrainingState
 from tests.jobs import TINY
@@ -133,7 +133,8 @@ def _auroc(packed: Path, stage: int, fade: float = 1.0, **search: Any) -> float:
     state = _state(config)
     state.images_seen = round(fade * 100)
     phase = Phase(stage, fading=fade < 1.0, start=0, end=100)
-    return Validator(config, index, torch.device("cpu")).auroc(state, phase)
+    architecture = architecture_of(config, index)
+    return Validator(config, index, architecture, torch.device("cpu")).auroc(state, phase)
 
 
 def _state(config: Config) -> TrainingState:
@@ -174,12 +175,12 @@ def test_maps_are_made_with_the_fade_of_the_moment(
 ) -> None:
     fades, blocks = [], []
 
-    def noted(*arguments: Any, fade: float, **named: Any) -> Differences:
+    def noted(*arguments: Any, fade: float, **named: Any) -> Evidence:
         fades.append(fade)
         blocks.append(len(arguments[1]))
-        return differences(*arguments, fade=fade, **named)
+        return gather_evidence(*arguments, fade=fade, **named)
 
-    monkeypatch.setattr("cluster.validation.differences", noted)
+    monkeypatch.setattr("cluster.validation.gather_evidence", noted)
     _auroc(packed, 2, fade=0.25, statistic="window", steps=0)
     assert fades == [0.25] * 3
     assert blocks == [8, 8, 4]

@@ -15,7 +15,6 @@ from cluster.config import Config, load_config
 from data.stream import normalise
 from gan.encoder import Encoder, EncoderTraining
 from gan.model import (
-    Architecture,
     encoder_from_bytes,
     networks_from_bytes,
     place,
@@ -80,7 +79,7 @@ def prepare(options: argparse.Namespace) -> Subject:
     config = load_config(str(ROOT / "cluster/demo.yaml"), chosen)
     parts = cell_images(DIGIT, CONTAMINATION, 0, SEED)
     normal, known = parts["train-normal"][0], parts["train-abnormal"][0]
-    architecture = Architecture(**config.networks.model_dump(), channels=1)
+    architecture = config.networks.architecture(1)
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(options.weights or f"{folder}/gan.safetensors")
         if not weights.exists():
@@ -111,14 +110,14 @@ def train_encoder(
 ) -> Encoder:
     """Train the encoder as cluster/encoder_job.py does, on images in memory."""
     torch.manual_seed(SEED)
-    architecture = Architecture(**config.networks.model_dump(), channels=1)
+    architecture = config.networks.architecture(1)
     encoder = place(architecture.encoder(), CPU)
     settings, stage = config.encoder, num_stages(config.networks.resolution) - 1
     num_steps = round(options.kimg * 1000 / settings.batch)
     training = EncoderTraining(
         encoder,
         generator,
-        discriminator,
+        discriminator.features,
         lr=settings.lr,
         feature_weight=settings.feature_weight,
         num_steps=num_steps,

@@ -16,6 +16,7 @@ from data.sample import Image8, Sample, Split
 from data.store import Store
 from data.stream import normalise
 from gan.augment import AugmentSettings
+from gan.evidence import map_names
 from gan.fusion import fit_fusion
 from gan.model import Architecture
 from gan.schedule import Phase
@@ -54,7 +55,7 @@ def train(config: Config, normal: Image8, known: Image8) -> TrainingState:
 
 def architecture_of(config: Config, channels: int) -> Architecture:
     """What a configuration builds."""
-    return Architecture(**config.networks.model_dump(), channels=channels)
+    return config.networks.architecture(channels)
 
 
 class Feed:
@@ -115,7 +116,9 @@ def gan_scores(config: Config, model: Model, parts: Parts, digit: int) -> NDArra
         terms = [np.array(scored.row["terms"]) for scored in found]
         normal = [one for one, kind in zip(terms, kinds, strict=True) if kind == digit]
         abnormal = [one for one, kind in zip(terms, kinds, strict=True) if kind != digit]
-        fusion = fit_fusion(normal, abnormal)
+        architecture = model.architecture
+        names = map_names(architecture.num_levels(), architecture.num_heads)
+        fusion = fit_fusion(names, normal, abnormal)
     engine = Engine(model, config.search, seed=seed, fusion=fusion)
     return np.array([scored.row["score"] for scored in engine.score(samples(parts, "test"))])
 

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from cluster.config import load_config
-from gan.model import Architecture
 from gan.networks import num_channels, num_stages
 from gan.schedule import Phase
 from gan.state import Rates, TrainingState
@@ -47,9 +46,9 @@ def batches(resolution: int) -> tuple[Tensor, Tensor]:
 
 def ours(resolution: int) -> TrainingState:
     """A training state of the demo's settings."""
-    networks = CONFIG.networks.model_dump() | {"resolution": resolution}
+    networks = CONFIG.networks.model_copy(update={"resolution": resolution})
     return TrainingState(
-        Architecture(**networks, channels=1),
+        networks.architecture(1),
         Rates(**CONFIG.optimizer.model_dump()),
         seed=0,
         rank=0,

