@@ -16,7 +16,7 @@ from data.sample import SPLITS, Split
 Fractions = tuple[float, float, float]
 """Train, validation and test fraction; their sum is 1."""
 
-_FORMAT = 2
+_FORMAT = 3
 _TRAINING = "train"
 
 
