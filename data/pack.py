@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from data.dataset import DatasetIndex
 from data.duplicates import perceptual_hash
 from data.errors import DataError, StoreUnavailableError
+from data.intensity import standardised
+from data.intensity_fit import fitted
 from data.item import Item, Picture
 from data.pack_finish import common_channels, finish
 from data.pack_records import (
@@ -24,7 +26,7 @@ from data.pack_records import (
 )
 from data.pack_shards import UnitShards
 from data.plan import PackSettings, Unit, make_plan
-from data.preparation import Mode
+from data.preparation import Intensity, Mode
 from data.pyramid import mask_to_square, to_square
 from data.sample import Label, Mask, Sample, Tile
 from data.store import Store
@@ -45,6 +47,7 @@ def pack(
     source: str = "",
     mode: Mode = "whole",
     tile_overlap: int = 0,
+    intensity: Intensity = "none",
     max_bad_fraction: float = 0.0,
     progress: Progress | None = None,
 ) -> DatasetIndex:
@@ -53,7 +56,7 @@ def pack(
     Args:
         samples: what to pack, in any order; samples are square, of side `resolution`.
         store: where to write.
-        resolution: see `PackSettings`, as all up to `tile_overlap`.
+        resolution: see `PackSettings`, as all up to `intensity`.
         name: name of the data set.
         seed: seed of the order.
         shard_samples: images in a unit.
@@ -61,6 +64,7 @@ def pack(
         source: where the images come from, for people.
         mode: whole images or tiles.
         tile_overlap: least overlap of tiles, pixels.
+        intensity: whose brightness and contrast become the standard ones.
         max_bad_fraction: see `finish`.
         progress: called with (images done, images in all) after each unit.
 
@@ -73,6 +77,7 @@ def pack(
         seed=seed,
         mode=mode,
         tile_overlap=tile_overlap,
+        intensity=intensity,
         shard_samples=shard_samples,
         source=source,
         contamination=contamination,
@@ -82,10 +87,11 @@ def pack(
     plan = make_plan(map(as_item, listed), settings)
     if index := open_plan(store, plan):
         return index
+    plan = fitted(plan, store)
     records = load_records(store, plan)
     done = sum(len(unit.items) for unit in plan.units if unit.name in records)
     for unit in pending(plan, records):
-        records[unit.name] = pack_unit(unit, store, settings, plan.digest)
+        records[unit.name] = pack_unit(unit, store, plan.settings, plan.digest)
         common_channels(records.values())
         done += len(unit.items)
         if progress:
@@ -142,11 +148,11 @@ def as_item(sample: Sample | Item) -> Item:
 def cut_picture(
     item: Item, picture: Picture, settings: PackSettings, *, is_contaminant: bool = False
 ) -> list[Sample]:
-    """Return the samples of one image: itself, resized, or its tiles.
+    """Return the samples of one image: itself, resized, or its tiles, of standard intensity.
 
     Args:
         item: what is known about the image.
-        picture: the image and its mask.
+        picture: the image, as it came, and its mask.
         settings: how to pack it.
         is_contaminant: whether it is abnormal though called normal.
 
@@ -162,6 +168,7 @@ def cut_picture(
     side = settings.resolution
     height, width = image.shape[:2]
     assert item.split
+    image = standardised(image, settings.intensity, settings.intensity_reference)
     whole = Sample(
         item.key, image, item.label, item.source, item.group, item.kind, item.split, mask
     )
