@@ -9,7 +9,7 @@ from cluster.config import Config
 from cluster.errors import UserError
 from cluster.inspection_files import unit_name
 from cluster.model_store import CARD, ModelCard
-from data.dataset import INDEX_NAME, ShardInfo, load_index
+from data.dataset import INDEX_NAME, DatasetIndex, ShardInfo, load_index
 from data.patience import PatientStore
 from data.plain import plain_units, read_plain
 from data.plan import Unit
@@ -130,11 +130,32 @@ def find_inputs(config: Config, card: ModelCard) -> Inspected:
                 f"{config.data.uri} has {name}={packed}, the model in {config.run.dir} takes "
                 f"{wanted}; pack the images as the model needs them"
             )
+    _check_intensity(config, index, card)
     shards = index.shards_of(split)
     if not shards:
         raise UserError(f"{config.data.uri} has no images in split {split}")
     digest = hashlib.sha256(store.read_bytes(INDEX_NAME)).hexdigest()
     return Inspected(store.uri, split, digest, tuple(ShardInputs(store, s) for s in shards))
+
+
+def _check_intensity(config: Config, index: DatasetIndex, card: ModelCard) -> None:
+    """Refuse images on another scale of brightness and contrast than those of the training.
+
+    Raises:
+        UserError: If they are.
+    """
+    if card.preparation is None:
+        return
+    packed, wanted = (
+        (each.intensity, each.intensity_reference) for each in (index.preparation, card.preparation)
+    )
+    if packed != wanted:
+        raise UserError(
+            f"{config.data.uri} was packed with intensity={packed[0]} (centre and spread "
+            f"{packed[1]}), the images of the model in {config.run.dir} with {wanted[0]} "
+            f"({wanted[1]}); inspect the images as they lie (inspect.source), which prepares them "
+            "as the model needs, or the data set the model was trained on"
+        )
 
 
 def _plain_images(config: Config, card: ModelCard) -> Inspected:

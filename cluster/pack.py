@@ -17,6 +17,7 @@ from data.dataset import DatasetIndex
 from data.errors import StoreUnavailableError
 from data.importers import import_items, mnist_subset
 from data.importers.surfaces import synthetic_surfaces
+from data.intensity_fit import fitted
 from data.item import ImportOptions, Item
 from data.pack import pack_unit
 from data.pack_finish import common_channels, finish
@@ -78,6 +79,7 @@ def write_dataset(config: Config) -> DatasetIndex:
             file=sys.stderr,
         )
         return index
+    plan = fitted(plan, store)
     records = load_records(store, plan)
     todo = pending(plan, records)
     left = sum(len(unit.items) for unit in todo)
@@ -107,6 +109,7 @@ def plan_for(config: Config) -> Plan:
         source=chosen.source,
         contamination=known,
         levels=(chosen.black_level, chosen.white_level),
+        intensity=chosen.intensity,
         reading=f"format {chosen.format}",
     )
     if known is not None or not chosen.contamination:

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from cluster.section import Section
 from data.importers import Format
+from data.preparation import Intensity
 
 
 class Pack(Section):
@@ -27,6 +28,8 @@ class Pack(Section):
     """Raw value of a 16-bit image that becomes 0."""
     white_level: int = Field(65_535, ge=1, le=65_535)
     """Raw value of a 16-bit image that becomes 255."""
+    intensity: Intensity = "none"
+    """Scale of brightness and contrast taken out of each image: none, its own or the data set's."""
     contamination: float | None = Field(None, ge=0, lt=1)
     """Abnormal share of train-normal made on purpose, a fraction; null: 0.2 if built in, else 0."""
     normal_kinds: tuple[str, ...] = Field((), max_length=10_000)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from cluster.page import fill
 from data.dataset import DatasetIndex
 from data.errors import DataError, StoreUnavailableError
+from data.intensity_fit import fitted
 from data.item import Item, Picture
 from data.pack import cut_picture, is_contaminant
 from data.pack_records import packed_index
@@ -81,7 +82,7 @@ def write_preview(store: Store, plan: Plan) -> str:
         StoreUnavailableError: If source or destination cannot be reached.
     """
     index = packed_index(store, plan)
-    groups = list(_packed_groups(store, index) if index else _planned_groups(plan))
+    groups = list(_packed_groups(store, index) if index else _planned_groups(fitted(plan)))
     html = fill(
         PREVIEW,
         settings=plan.settings,

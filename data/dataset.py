@@ -5,7 +5,15 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
 from data.errors import DataError
-from data.preparation import ALL_LEVELS, Level, Mode, Preparation, Resolution
+from data.preparation import (
+    ALL_LEVELS,
+    Intensity,
+    Level,
+    Mode,
+    Preparation,
+    Reference,
+    Resolution,
+)
 from data.sample import Label, Split
 from data.store import Store
 
@@ -48,6 +56,8 @@ class DatasetIndex(BaseModel):
     mode: Mode = "whole"
     tile_overlap: NonNegativeInt = 0
     levels: tuple[Level, Level] = ALL_LEVELS
+    intensity: Intensity = "none"
+    intensity_reference: Reference | None = None
     num_quarantined: NonNegativeInt = Field(
         default=0, description="images left out because they could not be used: quarantine.jsonl"
     )

@@ -5,13 +5,14 @@ The work is cut into units (`data.plan`). `pack_unit` packs one, anywhere and in
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from data.dataset import DatasetIndex, ShardInfo
+from data.dataset import DatasetIndex
 from data.duplicates import perceptual_hash
 from data.errors import DataError, StoreUnavailableError
+from data.intensity import standardised
+from data.intensity_fit import fitted
 from data.item import Item, Picture
 from data.pack_finish import common_channels, finish
 from data.pack_records import (
@@ -23,11 +24,11 @@ from data.pack_records import (
     pending,
     save_record,
 )
+from data.pack_shards import UnitShards
 from data.plan import PackSettings, Unit, make_plan
-from data.preparation import Mode
-from data.pyramid import mask_to_square, pyramid, to_square
+from data.preparation import Intensity, Mode
+from data.pyramid import mask_to_square, to_square
 from data.sample import Label, Mask, Sample, Tile
-from data.shards import ShardWriter
 from data.store import Store
 from data.tiles import cut, grid, tile_labels
 
@@ -46,6 +47,7 @@ def pack(
     source: str = "",
     mode: Mode = "whole",
     tile_overlap: int = 0,
+    intensity: Intensity = "none",
     max_bad_fraction: float = 0.0,
     progress: Progress | None = None,
 ) -> DatasetIndex:
@@ -54,7 +56,7 @@ def pack(
     Args:
         samples: what to pack, in any order; samples are square, of side `resolution`.
         store: where to write.
-        resolution: see `PackSettings`, as all up to `tile_overlap`.
+        resolution: see `PackSettings`, as all up to `intensity`.
         name: name of the data set.
         seed: seed of the order.
         shard_samples: images in a unit.
@@ -62,6 +64,7 @@ def pack(
         source: where the images come from, for people.
         mode: whole images or tiles.
         tile_overlap: least overlap of tiles, pixels.
+        intensity: whose brightness and contrast become the standard ones.
         max_bad_fraction: see `finish`.
         progress: called with (images done, images in all) after each unit.
 
@@ -74,6 +77,7 @@ def pack(
         seed=seed,
         mode=mode,
         tile_overlap=tile_overlap,
+        intensity=intensity,
         shard_samples=shard_samples,
         source=source,
         contamination=contamination,
@@ -83,10 +87,11 @@ def pack(
     plan = make_plan(map(as_item, listed), settings)
     if index := open_plan(store, plan):
         return index
+    plan = fitted(plan, store)
     records = load_records(store, plan)
     done = sum(len(unit.items) for unit in plan.units if unit.name in records)
     for unit in pending(plan, records):
-        records[unit.name] = pack_unit(unit, store, settings, plan.digest)
+        records[unit.name] = pack_unit(unit, store, plan.settings, plan.digest)
         common_channels(records.values())
         done += len(unit.items)
         if progress:
@@ -143,11 +148,11 @@ def as_item(sample: Sample | Item) -> Item:
 def cut_picture(
     item: Item, picture: Picture, settings: PackSettings, *, is_contaminant: bool = False
 ) -> list[Sample]:
-    """Return the samples of one image: itself, resized, or its tiles.
+    """Return the samples of one image: itself, resized, or its tiles, of standard intensity.
 
     Args:
         item: what is known about the image.
-        picture: the image and its mask.
+        picture: the image, as it came, and its mask.
         settings: how to pack it.
         is_contaminant: whether it is abnormal though called normal.
 
@@ -163,6 +168,7 @@ def cut_picture(
     side = settings.resolution
     height, width = image.shape[:2]
     assert item.split
+    image = standardised(image, settings.intensity, settings.intensity_reference)
     whole = Sample(
         item.key, image, item.label, item.source, item.group, item.kind, item.split, mask
     )
@@ -209,7 +215,7 @@ def pack_unit(unit: Unit, store: Store, settings: PackSettings, plan: str) -> Un
         StoreUnavailableError: if the source or the destination cannot be reached.
         DataError: if the destination refuses.
     """
-    shards = _Shards(unit, store, settings)
+    shards = UnitShards(unit, store, settings)
     images, bad = [], []
     channels: dict[int, str] = {}
     for item in unit.items:
@@ -251,55 +257,3 @@ def is_contaminant(item: Item, mask: Mask | None, unit: Unit) -> bool:
     return called_normal and (
         item.key in unit.contaminants or (mask is not None and bool(mask.any()))
     )
-
-
-class _Shards:
-    """The shards of a unit, one after another, at all levels of the pyramid."""
-
-    def __init__(self, unit: Unit, store: Store, settings: PackSettings) -> None:
-        self._unit, self._store, self._settings = unit, store, settings
-        self._part = 0
-        self._writers: dict[int, ShardWriter] = {}
-        self.written: list[ShardInfo] = []
-        self.labels: Counter[Label] = Counter()
-        self.kinds: Counter[str] = Counter()
-        self.num_contaminants = 0
-
-    def add(self, samples: Sequence[Sample], *, contaminates: bool) -> None:
-        """Append the samples of one image; they stay in one shard."""
-        for sample in samples:
-            for side, level in self._levels(sample).items():
-                self._writers.setdefault(side, ShardWriter()).add(level)
-            self.labels[sample.label] += 1
-            self.kinds[sample.kind] += 1
-        self.num_contaminants += contaminates * len(samples)
-        if self._writers[self._settings.resolution].num_samples >= self._settings.shard_samples:
-            self.close()
-
-    def close(self) -> None:
-        """Write the shards that are open."""
-        for side, writer in sorted(self._writers.items()):
-            payload = writer.close()
-            path = f"{self._unit.split}/{side}/{self._unit.number:05d}-{self._part:03d}.tar"
-            self._store.write_bytes(path, payload)
-            self.written.append(
-                ShardInfo(
-                    path=path,
-                    split=self._unit.split,
-                    resolution=side,
-                    samples=writer.num_samples,
-                    bytes=len(payload),
-                    sha256=hashlib.sha256(payload).hexdigest(),
-                )
-            )
-        self._writers = {}
-        self._part += 1
-
-    def _levels(self, sample: Sample) -> dict[int, Sample]:
-        """Return a sample at every resolution its split needs; only the native one has a mask."""
-        side = self._settings.resolution
-        if self._unit.split in ("validation", "test"):
-            return {side: sample}
-        levels = pyramid(sample.image, side)
-        smaller = {r: replace(sample, image=levels[r], mask=None) for r in levels if r != side}
-        return {**smaller, side: sample}

@@ -59,6 +59,8 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
         mode=plan.settings.mode,
         tile_overlap=plan.settings.tile_overlap,
         levels=plan.settings.levels,
+        intensity=plan.settings.intensity,
+        intensity_reference=plan.settings.intensity_reference,
         num_quarantined=sum(len(record.bad) for record in records),
     )
     save_index(store, index)

@@ -19,6 +19,8 @@ QUARANTINE_NAME = "quarantine.jsonl"
 DUPLICATES_NAME = "duplicates.jsonl"
 
 _RECORDS = "units/"
+INTENSITY_NAME = f"{_RECORDS}intensity.json"
+"""Lies among the records, so that it goes when they go."""
 _SHARD = re.compile(rf"({'|'.join(SPLITS)})/\d+/\d{{5,}}(-\d{{3,}})?\.tar")
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 from data.errors import DataError
 from data.item import Item
-from data.preparation import ALL_LEVELS, Mode
+from data.preparation import ALL_LEVELS, Intensity, Mode, Reference
 from data.pyramid import resolutions_to
 from data.sample import SPLITS, Split
 
 Fractions = tuple[float, float, float]
 """Train, validation and test fraction; their sum is 1."""
 
-_FORMAT = 2
+_FORMAT = 3
 _TRAINING = "train"
 
 
@@ -39,6 +39,9 @@ class PackSettings:
         contamination: true abnormal fraction of train-normal where the source itself knows it;
             None counts contaminants.
         levels: values of a 16-bit image that become 0 and 255.
+        intensity: whose brightness and contrast become the standard ones, see `data.intensity`.
+        intensity_reference: centre and spread of the data set for intensity `dataset`; None until
+            `data.intensity_fit.fitted`.
         reading: how else pixels are read, so that other settings pack anew.
     """
 
@@ -53,6 +56,8 @@ class PackSettings:
     source: str = ""
     contamination: float | None = None
     levels: tuple[int, int] = ALL_LEVELS
+    intensity: Intensity = "none"
+    intensity_reference: Reference | None = None
     reading: str = ""
 
     def __post_init__(self) -> None:

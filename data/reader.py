@@ -3,12 +3,15 @@
 import contextlib
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 from data.augment import Symmetry, turned
 from data.dataset import DatasetIndex
 from data.errors import DataError, LostDataError
 from data.partition import ReadingOrder
-from data.sample import Image8, Split, decode_png
+from data.sample import Image8, Mask, Split, decode_png
 from data.shard_cache import ShardCache
 from data.shard_file import ShardFile
 
@@ -32,12 +35,24 @@ class Loss:
     reason: str
 
 
+class Encoded(NamedTuple):
+    """A training image as it lies in its shard.
+
+    Attributes:
+        image: a PNG.
+        mask: a PNG of the same size, where there is one and masks are read; else None.
+    """
+
+    image: bytes
+    mask: bytes | None = None
+
+
 class SplitReader:
     """The images of one split at one resolution, by their number in the endless reading order.
 
     A shard whose bytes are not those of `dataset.json` is lost as a whole. The place of a lost
     image is taken by the next one in its shard, or in the next shard, that can be read: the same on
-    every rank and after every restart.
+    every rank and after every restart. An image whose mask is asked for and damaged is lost, too.
 
     Args:
         cache: opens the shards.
@@ -49,6 +64,7 @@ class SplitReader:
         seed: seed of the order and of the augmentation.
         symmetries: what an image may be turned into, see `data.augment`.
         max_bad_fraction: share of the split's samples that may be lost, 0..1.
+        masks: whether the masks of the images are read, too.
 
     Raises:
         DataError: if the split is empty at this resolution; while reading, once more than
@@ -66,6 +82,7 @@ class SplitReader:
         seed: int,
         symmetries: tuple[Symmetry, ...] = (),
         max_bad_fraction: float = 0.0,
+        masks: bool = False,
     ) -> None:
         """See the class."""
         self.shards = index.shards_of(split, resolution)
@@ -75,6 +92,7 @@ class SplitReader:
                 f"packed are {list(index.resolutions)}"
             )
         self.shape = (index.channels, resolution, resolution)
+        self.masks = masks
         self.losses: list[Loss] = []
         self.order = ReadingOrder([s.samples for s in self.shards], lanes=lanes, seed=seed)
         num_bytes = sum(s.bytes for s in self.shards)
@@ -91,26 +109,42 @@ class SplitReader:
         with contextlib.suppress(DataError):
             self._cache.open(self.shards[shard]).close()
 
-    def payloads(self, numbers: range) -> list[tuple[int, bytes]]:
-        """Return (number, encoded image) for each number, undecoded."""
+    def payloads(self, numbers: range) -> list[tuple[int, Encoded]]:
+        """Return each number with its image, undecoded."""
         places = [self.order.locate(number) for number in numbers]
         for shard, sample in places:
             if shard in self._open:
                 self._open[shard].expect(sample)
         return [(n, self._payload(*place)) for n, place in zip(numbers, places, strict=True)]
 
-    def decode(self, number: int, payload: bytes) -> Image8:
+    def decode(self, number: int, payload: Encoded) -> Image8:
         """Return the image of a number, [H, W, C], augmented.
 
         Raises:
             DataError: if the bytes are no image of the right size.
         """
         channels, height, width = self.shape
-        image = decode_png(payload, (height, width, channels))
+        image = decode_png(payload.image, (height, width, channels))
         return turned(image, self._symmetries, seed=self._seed, number=number)
 
-    def replace(self, number: int, reason: str) -> bytes:
-        """Note that a number's image does not decode, and return the one that takes its place."""
+    def decode_mask(self, number: int, payload: Encoded) -> Mask:
+        """Return the mask of a number, [H, W], turned as its image; all False without one.
+
+        Raises:
+            DataError: if the bytes are no mask of the right size.
+        """
+        _, height, width = self.shape
+        if payload.mask is None:
+            return np.zeros((height, width), np.bool_)
+        try:
+            pixels = decode_png(payload.mask, (height, width, 1))
+        except DataError as error:
+            raise DataError(f"its mask: {error}") from error
+        mask: Mask = turned(pixels, self._symmetries, seed=self._seed, number=number)[:, :, 0] > 127
+        return mask
+
+    def replace(self, number: int, reason: str) -> Encoded:
+        """Note that a number's image or mask does not decode; returns what takes its place."""
         shard, sample = self.order.locate(number)
         while (shard, sample) in self._lost:
             shard, sample = self._next(shard, sample)
@@ -122,13 +156,13 @@ class SplitReader:
         while self._open:
             self._open.popitem()[1].close()
 
-    def _payload(self, shard: int, sample: int) -> bytes:
+    def _payload(self, shard: int, sample: int) -> Encoded:
         while True:
             while (shard, sample) in self._lost:
                 shard, sample = self._next(shard, sample)
             file = self._file(shard)
             if file:
-                return file.payload(sample)
+                return Encoded(file.payload(sample), file.mask(sample) if self.masks else None)
 
     def _next(self, shard: int, sample: int) -> tuple[int, int]:
         if sample + 1 < self.shards[shard].samples:

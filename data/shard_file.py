@@ -1,4 +1,4 @@
-"""Single images out of a shard that lies on this machine, without reading the rest of it."""
+"""Single images and masks out of a shard on this machine, without reading the rest of it."""
 
 import os
 from collections.abc import Iterator
@@ -9,14 +9,18 @@ from data.errors import DataError, LostDataError
 
 _IMAGE_MEMBER = "png"
 _FACTS_MEMBER = "json"
+_MASK_MEMBER = "mask.png"
 _MOST_MEMBERS = 3
 """Members of one sample: image, facts, mask."""
 _BLOCK_BYTES = 512
 _PLAIN_FILE = b"0"
 
+Place = tuple[int, int]
+"""Offset and size of a member's content, bytes."""
+
 
 class ShardFile:
-    """Random access to the images of one shard.
+    """Random access to the images and masks of one shard.
 
     Args:
         file: the shard, opened unbuffered; this object closes it.
@@ -31,29 +35,38 @@ class ShardFile:
         self._file = file
         self._shard = shard
         try:
-            self._places = _image_places(file, shard)
+            self._places = _sample_places(file, shard)
         except BaseException:
             file.close()
             raise
 
     def expect(self, sample: int) -> None:
         """Tell the system that a sample will be asked for soon, so that disks seek in parallel."""
-        offset, size = self._places[sample]
+        (offset, size), _ = self._places[sample]
         os.posix_fadvise(self._file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def payload(self, sample: int) -> bytes:
         """Return the encoded image of a sample, counted in the shard's order."""
-        offset, size = self._places[sample]
-        return os.pread(self._file.fileno(), size, offset)
+        image, _ = self._places[sample]
+        return self._read(image)
+
+    def mask(self, sample: int) -> bytes | None:
+        """Return the encoded mask of a sample; None where there is none."""
+        _, mask = self._places[sample]
+        return self._read(mask) if mask else None
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
+    def _read(self, place: Place) -> bytes:
+        offset, size = place
+        return os.pread(self._file.fileno(), size, offset)
 
-def _image_places(file: BinaryIO, shard: ShardInfo) -> list[tuple[int, int]]:
-    """Return offset and size of each sample's image."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+
+def _sample_places(file: BinaryIO, shard: ShardInfo) -> list[tuple[Place, Place | None]]:
+    """Return where each sample's image lies, and its mask if it has one."""
+    found: dict[str, dict[str, Place]] = {}
     most = _MOST_MEMBERS * shard.samples
     try:
         for count, (name, offset, size) in enumerate(_members(file), start=1):
@@ -73,7 +86,7 @@ def _image_places(file: BinaryIO, shard: ShardInfo) -> list[tuple[int, int]]:
         raise LostDataError(
             f"{shard.path} holds {len(found)} samples, dataset.json says {shard.samples}"
         )
-    return [members[_IMAGE_MEMBER] for members in found.values()]
+    return [(members[_IMAGE_MEMBER], members.get(_MASK_MEMBER)) for members in found.values()]
 
 
 def _members(file: BinaryIO) -> Iterator[tuple[str, int, int]]:

@@ -21,6 +21,9 @@ _SHARE_OF_CACHE = 4
 _NUM_FETCHERS = 4
 _REMEMBERED = 4096
 
+Decoded = tuple[torch.Tensor, torch.Tensor | None]
+"""Images [N, C, H, W] uint8 and their masks [N, 1, H, W] bool, where those are read."""
+
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
     """Map uint8 0..255 to float32 -1..1, any shape."""
@@ -35,11 +38,14 @@ class Batch:
         normal: [B, C, H, W] uint8, images called normal.
         abnormal: [A, C, H, W] uint8, known abnormal images, or None without them.
         wait_s: how long the caller waited for it, seconds.
+        abnormal_mask: [A, 1, H, W] bool, True on the defect pixels of the abnormal images and
+            nowhere in one whose defect nobody marked; None where their reader reads no masks.
     """
 
     normal: torch.Tensor
     abnormal: torch.Tensor | None
     wait_s: float
+    abnormal_mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +105,7 @@ class BatchStream:
         self._reader = ThreadPoolExecutor(1, "read")
         self._fetchers = ThreadPoolExecutor(_NUM_FETCHERS, "fetch")
         self._decoders = ThreadPoolExecutor(part.num_threads, "decode")
-        self._ahead: deque[Future[dict[str, torch.Tensor]]] = deque()
+        self._ahead: deque[Future[dict[str, Decoded]]] = deque()
         for _ in range(1 + part.prefetch):
             self._ahead.append(self._reader.submit(self._read))
 
@@ -113,7 +119,7 @@ class BatchStream:
             raise self._failure
         started_s = time.perf_counter()
         try:
-            images = self._ahead.popleft().result()
+            decoded = self._ahead.popleft().result()
         except Exception as failure:
             # The readers stand somewhere inside the failed batch: going on would skip images.
             self._failure = failure
@@ -123,7 +129,9 @@ class BatchStream:
         for name, (_, batch) in self._sources.items():
             self._state[name] += batch
         wait_s = time.perf_counter() - started_s
-        return Batch(images["normal"], images.get("abnormal"), wait_s)
+        normal, _ = decoded["normal"]
+        abnormal, abnormal_mask = decoded.get("abnormal", (None, None))
+        return Batch(normal, abnormal, wait_s, abnormal_mask)
 
     def state(self) -> dict[str, int]:
         """Return how many images of each kind all ranks have been handed."""
@@ -142,14 +150,14 @@ class BatchStream:
         for reader, _ in self._sources.values():
             reader.close()
 
-    def _read(self) -> dict[str, torch.Tensor]:
-        images = {}
+    def _read(self) -> dict[str, Decoded]:
+        decoded = {}
         for name, (reader, batch) in self._sources.items():
             position = self._next[name]
             self._fetch_ahead(name, position)
-            images[name] = self._decode(reader, self._share(position, batch))
+            decoded[name] = self._decode(reader, self._share(position, batch))
             self._next[name] += batch
-        return images
+        return decoded
 
     def _share(self, position: int, batch: int) -> range:
         part = self._part
@@ -171,44 +179,65 @@ class BatchStream:
         while len(self._fetched) > _REMEMBERED:
             del self._fetched[next(iter(self._fetched))]
 
-    def _decode(self, reader: SplitReader, numbers: range) -> torch.Tensor:
-        payloads = reader.payloads(numbers)
-        images: NDArray[np.uint8] = np.empty((len(numbers), *reader.shape), np.uint8)
+    def _decode(self, reader: SplitReader, numbers: range) -> Decoded:
+        rows = _Rows(reader, numbers)
         each = -(-len(numbers) // self._part.num_threads)
         parts = [range(i, min(i + each, len(numbers))) for i in range(0, len(numbers), each)]
-        for bad in self._decoders.map(lambda rows: _fill(images, rows, payloads, reader), parts):
-            for row, reason in bad:
-                _fill_with_another(images, row, payloads[row][0], reader, reason)
-        return torch.from_numpy(images)
+        for bad in self._decoders.map(rows.fill, parts):
+            rows.replace(bad)
+        return rows.decoded()
 
 
-def _fill(
-    images: NDArray[np.uint8],
-    rows: range,
-    payloads: list[tuple[int, bytes]],
-    reader: SplitReader,
-) -> list[tuple[int, str]]:
-    """Decode some rows of a batch; returns the rows that cannot be decoded, and why."""
-    bad = []
-    for row in rows:
+class _Rows:
+    """The images of some numbers, one a row, and their masks where the reader reads them.
+
+    Threads may fill different rows at the same time; only the thread that reads may replace any.
+
+    Args:
+        reader: reads and decodes.
+        numbers: of the images.
+    """
+
+    def __init__(self, reader: SplitReader, numbers: range) -> None:
+        self._reader = reader
+        self._payloads = reader.payloads(numbers)
+        size, (_, height, width) = len(numbers), reader.shape
+        self._images: NDArray[np.uint8] = np.empty((size, *reader.shape), np.uint8)
+        self._masks: NDArray[np.bool_] | None = None
+        if reader.masks:
+            self._masks = np.empty((size, 1, height, width), np.bool_)
+
+    def decoded(self) -> Decoded:
+        """Return what was filled in; the encoded bytes need not be kept for it."""
+        masks = None if self._masks is None else torch.from_numpy(self._masks)
+        return torch.from_numpy(self._images), masks
+
+    def fill(self, rows: range) -> list[tuple[int, DataError]]:
+        """Decode some rows; returns those that cannot be decoded, and why."""
+        return [(row, error) for row in rows if (error := self._fill(row)) is not None]
+
+    def replace(self, bad: list[tuple[int, DataError]]) -> None:
+        """Note rows that cannot be decoded, and put the next images that can in their places.
+
+        Raises:
+            DataError: what the reader raises.
+        """
+        for row, first_error in bad:
+            number, _ = self._payloads[row]
+            error: DataError | None = first_error
+            while error is not None:
+                self._payloads[row] = number, self._reader.replace(number, str(error))
+                error = self._fill(row)
+
+    def _fill(self, row: int) -> DataError | None:
+        payload = self._payloads[row]
         try:
-            images[row] = reader.decode(*payloads[row]).transpose(2, 0, 1)
+            self._images[row] = self._reader.decode(*payload).transpose(2, 0, 1)
+            if self._masks is not None:
+                self._masks[row, 0] = self._reader.decode_mask(*payload)
         except DataError as error:
-            bad.append((row, str(error)))
-    return bad
-
-
-def _fill_with_another(
-    images: NDArray[np.uint8], row: int, number: int, reader: SplitReader, reason: str
-) -> None:
-    while True:
-        payload = reader.replace(number, reason)
-        try:
-            images[row] = reader.decode(number, payload).transpose(2, 0, 1)
-        except DataError as error:
-            reason = str(error)
-        else:
-            return
+            return error
+        return None
 
 
 def read_images(reader: SplitReader, numbers: range) -> torch.Tensor:
@@ -217,8 +246,7 @@ def read_images(reader: SplitReader, numbers: range) -> torch.Tensor:
     Raises:
         DataError: what the reader raises.
     """
-    payloads = reader.payloads(numbers)
-    images: NDArray[np.uint8] = np.empty((len(numbers), *reader.shape), np.uint8)
-    for row, reason in _fill(images, range(len(numbers)), payloads, reader):
-        _fill_with_another(images, row, payloads[row][0], reader, reason)
-    return torch.from_numpy(images)
+    rows = _Rows(reader, numbers)
+    rows.replace(rows.fill(range(len(numbers))))
+    images, _ = rows.decoded()
+    return images

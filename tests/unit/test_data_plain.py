@@ -12,9 +12,9 @@ from data.errors import DataError, StoreUnavailableError
 from data.importers import import_items
 from data.item import ImportOptions
 from data.pack import pack
-from data.plain import plain_units, read_plain
+from data.plain import plain_units, prepare_picture, read_plain
 from data.plan import assign_splits
-from data.preparation import Preparation
+from data.preparation import Intensity, Preparation
 from data.sample import Image8, encode_png
 from data.shards import read_shard
 from data.store import Store
@@ -69,11 +69,12 @@ def test_a_broken_image_is_accounted_for(folder: Path) -> None:
     assert {sample.label for sample in contents.samples} == {"unlabelled"}
 
 
+@pytest.mark.parametrize("intensity", ["none", "image", "dataset"])
 @pytest.mark.parametrize("preparation", [WHOLE, TILES], ids=["whole", "tiles"])
 def test_images_are_prepared_as_packing_prepares_them(
-    tmp_path: Path, preparation: Preparation
+    tmp_path: Path, preparation: Preparation, intensity: Intensity
 ) -> None:
-    """16-bit levels, size, tiles: what an inspection sees is what the network was trained on."""
+    """16-bit levels, intensity, size, tiles: an inspection sees what the network was trained on."""
     source = tmp_path / "source"
     for kind, number in (("good", 1), ("good", 2), ("bad", 3)):
         pixels = _image(number)[:, :, 0].astype(np.uint16) * 40
@@ -83,15 +84,25 @@ def test_images_are_prepared_as_packing_prepares_them(
     options = ImportOptions(channels=1, levels=preparation.levels)
     found = import_items(str(source), "folders", options)
     store = Store(str(tmp_path / "packed"))
-    settings = preparation.model_dump(exclude={"channels", "levels"})
-    pack(assign_splits(found, 0, (0, 0, 1)), store, name="x", seed=0, **settings)
-    shards = load_index(store).shards_of("test")
+    settings = preparation.model_dump(include={"resolution", "mode", "tile_overlap"})
+    splits = assign_splits(found, 0, (1, 0, 0))
+    index = pack(splits, store, name="x", seed=0, intensity=intensity, **settings)
+    assert index.preparation.intensity == intensity
+    preparation = index.preparation.model_copy(update={"levels": preparation.levels})
+    shards = [shard for shard in index.shards if shard.resolution == 16]
     packed = [s for shard in shards for s in read_shard(store.read_bytes(shard.path)).samples]
     units, _ = plain_units(Store(str(source)), preparation, unit_images=9)
     plain = read_plain(units[0], preparation).samples
     assert len(packed) == len(plain) > 0
     by_key = {sample.key: sample for sample in packed}
-    for sample in plain:
+    if intensity != "none":
+        assert 100 < np.median([sample.image for sample in plain]) < 156
+    alone = [
+        each
+        for item in units[0].items
+        for each in prepare_picture(Path(item.source).read_bytes(), item.key, preparation)
+    ]
+    for sample in [*plain, *alone]:
         assert np.array_equal(sample.image, by_key[sample.key].image)
         assert sample.tile is None or sample.tile.y == getattr(by_key[sample.key].tile, "y", None)
 

@@ -13,7 +13,7 @@ from data.augment import turned
 from data.dataset import DatasetIndex
 from data.errors import DataError, StoreUnavailableError
 from data.pack import pack
-from data.reader import Loss, SplitReader
+from data.reader import Encoded, Loss, SplitReader
 from data.sample import Sample, Split, encode_png
 from data.shard_cache import ShardCache
 from data.store import Store
@@ -167,8 +167,9 @@ def test_image_of_the_wrong_size_or_no_image_gives_way_to_the_next(
     names = {encode_png(np.full((8, 8, 1), value, np.uint8)): value for value in range(256)}
     decode = SplitReader.decode
 
-    def spoiled(self, number: int, payload: bytes):
-        return decode(self, number, bad.get(names[payload], payload))
+    def spoiled(self, number: int, payload: Encoded):
+        image = bad.get(names[payload.image], payload.image)
+        return decode(self, number, Encoded(image))
 
     monkeypatch.setattr(SplitReader, "decode", spoiled)
 

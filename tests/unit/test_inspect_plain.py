@@ -1,5 +1,6 @@
 """Inspection of a plain folder, of a part of the inputs, and the score fused on validation."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from cluster.inputs import find_inputs
 from cluster.inspection import calibrate, inspect_dataset, inspect_split
 from cluster.inspection_files import inspection_store, read_failed, read_manifest, read_scores
 from cluster.model_store import load_card, save_card
-from data.preparation import Preparation
+from data.pack import pack
+from data.preparation import Intensity, Preparation
 from data.sample import encode_png
 from data.store import Store
 from data.synthetic import machined_surface
@@ -82,6 +84,36 @@ def test_a_plain_image_scores_as_the_same_image_packed(tmp_path: Path) -> None:
         other = packed.loc[Path(row["source"]).name]
         for column in ("score", "logit", "residual"):
             assert row[column] == other[column]
+
+
+@pytest.mark.parametrize("intensity", ["image", "dataset"])
+def test_a_model_prepares_plain_images_in_the_intensity_of_its_data_set(
+    tmp_path: Path, intensity: Intensity
+) -> None:
+    config = calibrated(tmp_path, WHOLE, **{"search.candidates": 16})
+    samples = [sample("test", 0, number) for number in range(4)]
+    normal = replace(sample("test", 1, 1), split="train-normal")
+    store = Store(str(tmp_path / "other"))
+    index = pack([*samples, normal], store, name="x", seed=0, resolution=SIDE, intensity=intensity)
+    run = Store(config.run.dir)
+    save_card(run, load_card(run).model_copy(update={"preparation": index.preparation}))
+    (tmp_path / "in").mkdir()
+    for one in samples:
+        (tmp_path / "in" / f"{one.key}.png").write_bytes(encode_png(one.image))
+    packed = config.model_copy(update={"data": config.data.model_copy(update={"uri": store.uri})})
+    packed = with_inspect(packed, dir=str(tmp_path / "packed-scores"))
+    plain = _plain(config, tmp_path / "in")
+    for each in (packed, plain):
+        inspect_split(each, calibration_for(each))
+    scores = read_scores(inspection_store(packed)).set_index("source")["residual"]
+    found = read_scores(inspection_store(plain))
+    assert len(found) == len(scores) == 4
+    for row in found.to_dict("records"):
+        assert row["residual"] == scores[Path(row["source"]).name]
+    with pytest.raises(
+        UserError, match=rf"intensity=none .*in .*with {intensity} .*inspect.source"
+    ):
+        find_inputs(config, load_card(run))
 
 
 def test_a_part_is_inspected_first_and_the_rest_later(

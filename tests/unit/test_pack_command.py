@@ -13,7 +13,10 @@ from PIL import Image
 from cluster.cli import main, parse
 from cluster.config import load_config
 from cluster.pack import plan_for, write_dataset
+from data.dataset import load_index
 from data.sample import encode_png
+from data.shards import read_shard
+from data.store import Store
 
 SIDE = 16
 
@@ -101,6 +104,7 @@ def test_contamination_of_the_built_in_sets(
         ({"pack__format": "zip"}, "pack.format='zip'"),
         ({"pack__tile_overlap": 0.9}, "pack.tile_overlap=0.9"),
         ({"pack__channels": 2}, "pack.channels=2"),
+        ({"pack__intensity": "row"}, "pack.intensity='row'"),
         ({"pack__contamination": 1}, "pack.contamination=1: input should be less than 1"),
         ({"pack__contamination": 0.9}, "lower it or add images"),
         ({"pack__black_level": 9, "pack__white_level": 9}, "black_level=9 must be below"),
@@ -145,8 +149,32 @@ def test_levels_and_overlap_reach_the_plan(source: Path) -> None:
     plan = plan_for(load_config(None, settings))
     assert (plan.settings.mode, plan.settings.tile_overlap) == ("tiles", 4)
     others = [{"pack.white_level": 4095}, {"pack.tile_overlap": 0.5}, {"pack.channels": 3}]
+    others += [{"pack.intensity": "image"}, {"pack.intensity": "dataset"}]
     digests = {plan_for(load_config(None, settings | other)).digest for other in others}
-    assert len(digests | {plan.digest}) == 4
+    assert len(digests | {plan.digest}) == 6
+
+
+def test_one_intensity_of_the_data_set_is_packed_recorded_and_previewed(
+    source: Path, tmp_path: Path
+) -> None:
+    (source / "good/broken.png").unlink()
+    words = _words(source, tmp_path / "out", pack__intensity="dataset")
+    assert main([*words, "--preview"]) == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["preview.html"]
+    planned = _pictures((tmp_path / "out/preview.html").read_text(), "")
+    assert main(words) == 0
+    index = load_index(Store(str(tmp_path / "out")))
+    centre, spread = index.intensity_reference
+    assert 100 < centre < 156
+    # Values from 0 to 255 alike.
+    assert spread == pytest.approx(256 / 12**0.5, rel=0.05)
+    packed = [
+        sample.image
+        for shard in index.shards
+        if shard.resolution == SIDE
+        for sample in read_shard((tmp_path / "out" / shard.path).read_bytes()).samples
+    ]
+    assert {np.asarray(each).tobytes() for each in planned} <= {each.tobytes() for each in packed}
 
 
 def test_levels_turn_16_bits_into_what_the_network_sees(tmp_path: Path) -> None:

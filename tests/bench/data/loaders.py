@@ -74,7 +74,7 @@ class Payloads:
             ShardCache(store), load_index(store), SPLIT, resolution, lanes=1, seed=0
         )
         numbers = range(reader.order.num_samples)
-        self.payloads = [payload for _, payload in reader.payloads(numbers)]
+        self.payloads = [payload.image for _, payload in reader.payloads(numbers)]
         reader.close()
 
     def __call__(self, number: int) -> bytes:

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from data.dataset import load_index
 from data.pyramid import pyramid
-from data.reader import SplitReader
+from data.reader import Encoded, SplitReader
 from data.sample import Image8, decode_png
 from data.shard_cache import ShardCache
 from data.store import Store
@@ -61,9 +61,9 @@ class Shrinking(SplitReader):
         self._side = side
         self.shape = (index.channels, side, side)
 
-    def decode(self, number: int, payload: bytes) -> Image8:
+    def decode(self, number: int, payload: Encoded) -> Image8:
         """Return the image, [side, side, C]."""
-        image = decode_png(payload, (STAGE_SOURCE, STAGE_SOURCE, self.shape[0]))
+        image = decode_png(payload.image, (STAGE_SOURCE, STAGE_SOURCE, self.shape[0]))
         return pyramid(image, STAGE_SOURCE)[self._side]
 
 

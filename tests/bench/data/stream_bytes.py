@@ -16,7 +16,7 @@ from unittest.mock import patch
 import numpy as np
 
 from data.dataset import INDEX_NAME, DatasetIndex, ShardInfo, load_index
-from data.reader import SplitReader
+from data.reader import Encoded, SplitReader
 from data.sample import Image8
 from data.shard_cache import ShardCache
 from data.store import Store
@@ -39,9 +39,9 @@ class Undecoded(SplitReader):
         super().__init__(cache, index, SPLIT, SIDE, lanes=BATCH, seed=0)
         self.shape = (1, 1, 1)
 
-    def decode(self, number: int, payload: bytes) -> Image8:
+    def decode(self, number: int, payload: Encoded) -> Image8:
         """Return one black pixel."""
-        assert payload
+        assert payload.image
         return np.zeros((1, 1, 1), np.uint8)
 
 
