@@ -68,7 +68,6 @@ class Crops:
         picture: [N] which picture they are of.
         y: [N] row of the corner in the picture, pixels.
         x: [N] column of the corner, pixels.
-        number: [N] place among all crops at `STRIDE`; -1 for those between them.
     """
 
     pixels: Image8
@@ -76,7 +75,6 @@ class Crops:
     picture: Ints
     y: Ints
     x: Ints
-    number: Ints
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -198,14 +196,14 @@ def picture_of(
 
 def cut_pictures(pictures: Sequence[Picture], stride: int = STRIDE) -> Crops:
     """All crops of the pictures, one picture after the other."""
-    return _stacked(pictures, list(_places(pictures, range(len(pictures)), stride)), numbered=True)
+    return _stacked(pictures, list(_places(pictures, range(len(pictures)), stride)))
 
 
 def cut_between(pictures: Sequence[Picture], chosen: Sequence[int], stride: int) -> Crops:
     """Crops of some pictures at a smaller stride, without those at `STRIDE`."""
     usual = set(_places(pictures, chosen, STRIDE))
     places = [place for place in _places(pictures, chosen, stride) if place not in usual]
-    return _stacked(pictures, places, numbered=False)
+    return _stacked(pictures, places)
 
 
 def _places(
@@ -217,14 +215,11 @@ def _places(
             yield number, y, x
 
 
-def _stacked(
-    pictures: Sequence[Picture], places: list[tuple[int, int, int]], *, numbered: bool
-) -> Crops:
+def _stacked(pictures: Sequence[Picture], places: list[tuple[int, int, int]]) -> Crops:
     picture, y, x = np.array(places, np.int64).reshape(-1, 3).T
     shape = (len(places), SIDE, SIDE)
     pixels, masks = np.empty(shape, np.uint8), np.empty(shape, bool)
     for row, (number, top, left) in enumerate(places):
         pixels[row] = cut(pictures[number].pixels, top, left, SIDE)
         masks[row] = cut(pictures[number].mask, top, left, SIDE)
-    numbers = np.arange(len(places)) if numbered else np.full(len(places), -1)
-    return Crops(pixels, masks, picture, y, x, numbers)
+    return Crops(pixels, masks, picture, y, x)

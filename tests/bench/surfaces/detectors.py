@@ -7,7 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.bench.surfaces.cells import Cell, CellData
+from tests.bench.surfaces.classifiers import forest, logistic
 from tests.bench.surfaces.crops import Crops
+from tests.bench.surfaces.memory import PatchMemory
 from tests.bench.surfaces.pca import PcaDetector
 
 Scored = tuple[NDArray[np.floating], NDArray[np.floating]]
@@ -29,5 +31,10 @@ class Detector(Protocol):
         """Score [N] and map [N, 64, 64] float32 of each crop on its own, high for abnormal."""
 
 
-DETECTORS: dict[str, Callable[[Cell], Detector]] = {"PCA": PcaDetector}
+DETECTORS: dict[str, Callable[[Cell], Detector]] = {
+    "PCA": PcaDetector,
+    "patch memory": PatchMemory,
+    "logistic regression": logistic,
+    "random forest": forest,
+}
 """How a row is made for a cell, by its name in the table."""
