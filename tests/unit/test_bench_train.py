@@ -13,6 +13,7 @@ import pytest
 
 from data.importers import mnist as importer
 from data.store import Store
+from tests.bench.resumable import Row, load_rows
 from tests.bench.train import mnist
 from tests.bench.train.checkpoint import notes
 from tests.bench.train.mnist import Cell
@@ -110,7 +111,7 @@ def test_aurocs_tell_seen_from_unseen_kinds() -> None:
     assert row["by_kind"] == {"1": 1.0, "6": 0.25}
 
 
-def _fake(cell: Cell) -> mnist.Row:
+def _fake(cell: Cell) -> Row:
     return asdict(cell) | {"all": 0.5 + cell.digit / 10, "seen": 0.5, "unseen": 0.5}
 
 
@@ -123,7 +124,7 @@ def test_a_cell_that_has_a_row_is_not_run_again(tmp_path: Path) -> None:
         others = list(mnist.run_missing([replace(CELL, settings={"a.b": 1})], store, pool))
     assert [row["digit"] for row in again] == [2]
     assert len(others) == 1
-    assert [row["digit"] for row in mnist.load_rows(store)] == [0, 1, 2, 0]
+    assert [row["digit"] for row in load_rows(store, mnist.CELLS)] == [0, 1, 2, 0]
 
 
 def test_means_are_over_the_digits_asked_for() -> None:

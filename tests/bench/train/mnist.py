@@ -38,7 +38,9 @@ from sklearn.metrics import roc_auc_score
 from cluster.config import Config, load_config
 from data.store import Store
 from gan.objective import weights_for_contamination
+from tests.bench import resumable
 from tests.bench.data.common import RESULTS, ROOT, write_results
+from tests.bench.resumable import Row, load_rows, row_of
 from tests.bench.train.mnist_classic import MODELS, classic_scores
 from tests.bench.train.mnist_gan import gan_scores, trained_model
 from tests.bench.train.mnist_images import cell_images, known_digits
@@ -51,7 +53,6 @@ CONTAMINATIONS = (0.0, 0.1, 0.2, 0.4)
 ASSUMED = 0.1
 """What a user without any idea of the contamination may assume; used where there is none."""
 KINDS = ("all", "seen", "unseen")
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -149,28 +150,14 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def load_rows(store: Store) -> list[Row]:
-    """The rows of earlier cells."""
-    if not store.exists(CELLS):
-        return []
-    return [json.loads(line) for line in store.read_bytes(CELLS).decode().splitlines()]
-
-
-def row_of(cell: Cell, rows: Sequence[Row]) -> Row | None:
-    """The row of a cell, if it has run."""
-    wanted = asdict(cell)
-    return next((row for row in rows if wanted.items() <= row.items()), None)
-
-
 def run_missing(cells: Sequence[Cell], store: Store, pool: Executor) -> Iterator[Row]:
     """Run the cells without a row; each row is stored before it is given out."""
-    rows = load_rows(store)
-    missing = [cell for cell in cells if row_of(cell, rows) is None]
-    for done in as_completed([pool.submit(run_cell, cell) for cell in missing]):
-        rows.append(done.result())
-        text = "".join(f"{json.dumps(row)}\n" for row in rows)
-        store.write_bytes(CELLS, text.encode())
-        yield rows[-1]
+
+    def run_all(missing: list[Cell]) -> Iterator[Row]:
+        for done in as_completed([pool.submit(run_cell, cell) for cell in missing]):
+            yield done.result()
+
+    yield from resumable.run_missing(cells, store, CELLS, run_all)
 
 
 def means(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
@@ -243,7 +230,7 @@ def main() -> None:
             numbers = " ".join(f"{kind} {row[kind]:.3f}" for kind in KINDS)
             head = f"{row['model']}, digit {row['digit']}, {row['contamination']:.0%}"
             print(f"{head}: {numbers} ({row['seconds']} s)", flush=True)
-    summary = means(cells, load_rows(store))
+    summary = means(cells, load_rows(store, CELLS))
     show(summary)
     write_results("mnist", COMMAND, {"options": vars(options), "rows": summary})
 

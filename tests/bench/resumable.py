@@ -1,0 +1,47 @@
+"""Cells of a study, one line each in a JSON-lines file: what stands there is not run again."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from data.store import Store
+
+Row = dict[str, Any]
+Cell = Any
+"""A dataclass of what decides a result."""
+
+
+def load_rows(store: Store, name: str) -> list[Row]:
+    """The rows of earlier cells."""
+    if not store.exists(name):
+        return []
+    return [json.loads(line) for line in store.read_bytes(name).decode().splitlines()]
+
+
+def row_of(cell: Cell, rows: Sequence[Row]) -> Row | None:
+    """The row of a cell, if it has run."""
+    wanted = asdict(cell)
+    return next((row for row in rows if wanted.items() <= row.items()), None)
+
+
+def run_missing(
+    cells: Sequence[Cell],
+    store: Store,
+    name: str,
+    run_all: Callable[[list[Cell]], Iterable[Row]],
+) -> Iterator[Row]:
+    """Run the cells without a row; each row is stored before it is given out.
+
+    Args:
+        cells: all that are wanted.
+        store: where the file lies.
+        name: of the file.
+        run_all: runs cells and gives their rows, in any order.
+    """
+    rows = load_rows(store, name)
+    for row in run_all([cell for cell in cells if row_of(cell, rows) is None]):
+        # Read anew: another process may have added its own.
+        rows = [*load_rows(store, name), row]
+        store.write_bytes(name, "".join(f"{json.dumps(one)}\n" for one in rows).encode())
+        yield row

@@ -1,0 +1,40 @@
+"""What every row of the study is: fitted on a cell, it gives crops a score and a map."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tests.bench.surfaces.cells import Cell, CellData
+from tests.bench.surfaces.classifiers import forest, logistic
+from tests.bench.surfaces.crops import Crops
+from tests.bench.surfaces.memory import PatchMemory
+from tests.bench.surfaces.pca import PcaDetector
+
+Scored = tuple[NDArray[np.floating], NDArray[np.floating]]
+
+
+class Detector(Protocol):
+    """One row.
+
+    Attributes:
+        told: what was chosen on validation, for the record.
+    """
+
+    told: dict[str, Any]
+
+    def fit(self, data: CellData) -> None:
+        """Train, and choose on validation."""
+
+    def score(self, crops: Crops) -> Scored:
+        """Score [N] and map [N, 64, 64] float32 of each crop on its own, high for abnormal."""
+
+
+DETECTORS: dict[str, Callable[[Cell], Detector]] = {
+    "PCA": PcaDetector,
+    "patch memory": PatchMemory,
+    "logistic regression": logistic,
+    "random forest": forest,
+}
+"""How a row is made for a cell, by its name in the table."""
