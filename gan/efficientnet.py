@@ -52,16 +52,20 @@ class _Conv(nn.Module):
         self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, groups: int = 1
     ) -> None:
         super().__init__()
-        self._kernel, self._stride = kernel, stride
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, groups=groups)
+        padding = kernel // 2 if stride == 1 else 0
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, padding=padding, groups=groups
+        )
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        missing = [
-            max((-(-side // self._stride) - 1) * self._stride + self._kernel - side, 0)
-            for side in x_BCHW.shape[:1:-1]
-        ]
-        pads = [pad for one in missing for pad in (one // 2, one - one // 2)]
-        made: Tensor = self.conv(nnf.pad(x_BCHW, pads) if any(pads) else x_BCHW)
+        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
+        if stride > 1:
+            missing = [
+                max((-(-side // stride) - 1) * stride + kernel - side, 0)
+                for side in x_BCHW.shape[:1:-1]
+            ]
+            x_BCHW = nnf.pad(x_BCHW, [pad for m in missing for pad in (m // 2, m - m // 2)])
+        made: Tensor = self.conv(x_BCHW)
         return made
 
 
@@ -77,9 +81,14 @@ class _Block(nn.Module):
         self._residual = stride == 1 and in_channels == group.channels
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        x = nnf.relu6(self.expand(x_BCHW)) if self.expand else x_BCHW
-        made: Tensor = self.project(nnf.relu6(self.depthwise(x)))
+        x = _relu6(self.expand(x_BCHW)) if self.expand else x_BCHW
+        made: Tensor = self.project(_relu6(self.depthwise(x)))
         return x_BCHW + made if self._residual else made
+
+
+def _relu6(x: Tensor) -> Tensor:
+    # In the memory of the convolution's result, which nothing else reads.
+    return nnf.relu6(x, inplace=True)
 
 
 class EfficientNetFeatures(nn.Module):
@@ -116,7 +125,7 @@ class EfficientNetFeatures(nn.Module):
             image_BCHW = torch.lerp(upsample(downsample(image_BCHW)), image_BCHW, fade)
         size = (self.side, self.side)
         x = nnf.interpolate(image_BCHW, size, mode="bilinear").expand(-1, 3, -1, -1)
-        x = nnf.relu6(self.stem(x))
+        x = _relu6(self.stem(x))
         levels = []
         for number, group in enumerate(self.groups):
             x = group(x)

@@ -86,8 +86,8 @@ def _train(dim: int, gamma: float, alpha: float) -> Iterator[Tensor]:
         for network, lr in ((generator, 1e-3), (discriminator, 2e-3))
     ]
     decays = [torch.optim.lr_scheduler.LambdaLR(optimizer, _step_share) for optimizer in optimizers]
-    # The penalty sums the squared gradient over all axes but the batch, hence over the seeds too.
-    objective = Objective(gamma=gamma, alpha=alpha, r1_weight=0.5 / NUM_SEEDS, r1_interval=2)
+    # The logit is the mean over the seeds: the penalty of each is divided by their square.
+    objective = Objective(gamma=gamma, alpha=alpha, r1_weight=0.5 * NUM_SEEDS, r1_interval=2)
     for index in range(NUM_STEPS):
         inputs = StepInput(
             real=_samples(dim, CONTAMINATION),

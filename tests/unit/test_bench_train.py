@@ -16,8 +16,8 @@ from data.store import Store
 from tests.bench.resumable import Row, load_rows
 from tests.bench.train import mnist
 from tests.bench.train.checkpoint import notes
+from tests.bench.train.in_memory import endless_rows
 from tests.bench.train.mnist import Cell
-from tests.bench.train.mnist_gan import endless_rows
 from tests.bench.train.mnist_images import Parts, cell_images, known_digits
 
 CELL = Cell(0, 0.2, "PCA", 0, 0, {})

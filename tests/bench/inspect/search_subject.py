@@ -25,7 +25,7 @@ from gan.search import SearchResult, latent_search
 from gan.search_loss import SearchLoss, SearchSettings
 from gan.starts import Starts
 from tests.bench.data.common import ROOT
-from tests.bench.train.mnist_gan import train
+from tests.bench.train.in_memory import TrainingImages, train
 from tests.bench.train.mnist_images import Parts, cell_images
 
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def prepare(options: argparse.Namespace) -> Subject:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(options.weights or f"{folder}/gan.safetensors")
         if not weights.exists():
-            state = train(config, normal, known)
+            state = train(config, TrainingImages(normal, known))
             payload = weights_to_bytes(generator=state.average, discriminator=state.discriminator)
             weights.write_bytes(payload)
         generator, discriminator = (

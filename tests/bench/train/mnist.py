@@ -42,7 +42,7 @@ from tests.bench import resumable
 from tests.bench.data.common import RESULTS, ROOT, write_results
 from tests.bench.resumable import Row, load_rows, row_of
 from tests.bench.train.mnist_classic import MODELS, classic_scores
-from tests.bench.train.mnist_gan import gan_scores, trained_model
+from tests.bench.train.mnist_gan import gan_scores, trained_on
 from tests.bench.train.mnist_images import cell_images, known_digits
 
 COMMAND = "PYTHONPATH=. python tests/bench/train/mnist.py"
@@ -103,7 +103,7 @@ def run_cell(cell: Cell) -> Row:
     told: Row = {}
     if cell.model in GANS:
         config = config_of(cell)
-        model = trained_model(model_folder(cell), config, parts)
+        model = trained_on(model_folder(cell), config, parts)
         scores: NDArray[Any] = gan_scores(config, model, parts, cell.digit)
     else:
         scores, told["chosen"] = classic_scores(cell.model, parts, cell.digit)

@@ -1,7 +1,6 @@
 """Images of one cell of the MNIST benchmark: one digit normal, five known kinds, four others."""
 
 import os
-from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from numpy.typing import NDArray
 
 from data.importers.idx import load_part
 from data.importers.mnist import mnist_subset
-from data.pyramid import pyramid
 from data.sample import Image8
 from data.store import Store
 
@@ -97,11 +95,3 @@ def _drawn(file: str, plans: dict[str, dict[int, int]], seed: int) -> Parts:
         padded = np.pad(images[chosen], ((0, 0), (2, 2), (2, 2)))
         parts[split] = padded[..., None], labels[chosen].astype(np.int64)
     return parts
-
-
-def levels(images: Iterable[Image8]) -> dict[int, Image8]:
-    """The images at each resolution of training, [N, C, r, r] uint8."""
-    pyramids = [pyramid(image, SIDE) for image in images]
-    return {
-        side: np.stack([one[side].transpose(2, 0, 1) for one in pyramids]) for side in pyramids[0]
-    }

@@ -30,7 +30,7 @@ from gan.state import Rates, TrainingState
 from gan.step import Objective
 from tests.bench.data.common import ROOT, write_results
 from tests.bench.data.turns import against_bar
-from tests.bench.train.mnist_gan import Feed
+from tests.bench.train.in_memory import Feed, TrainingImages
 from tests.bench.train.mnist_images import cell_images
 from tests.bench.train.tables import Row, show
 
@@ -107,8 +107,9 @@ def _bare_rate(config: Config, rank: int, world_size: int) -> float:
     phase = schedule_of(config)[-1]
     state.enter(phase, lambda network: wrap_network(network, world_size, device))
     parts = cell_images(0, 0.2, 0, config.run.seed)
-    feed = Feed(_share(config, world_size), parts["train-normal"][0], parts["train-abnormal"][0])
-    batches = [feed.batch(phase) for _ in range(NUM_BATCHES)]
+    images = TrainingImages(parts["train-normal"][0], parts["train-abnormal"][0])
+    feed = Feed(_share(config, world_size), images)
+    batches = [feed.batch(phase)[:2] for _ in range(NUM_BATCHES)]
     objective = Objective(**config.objective.model_dump())
     num_images, warm = config.schedule.batch, round(WARM_KIMG * 1000)
     started: tuple[int, float] | None = None
