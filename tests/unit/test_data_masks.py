@@ -29,8 +29,8 @@ def _defect(number: int) -> Mask:
     """An L at another place for each number: no symmetry leaves it as it is."""
     mask = np.zeros((SIDE, SIDE), np.bool_)
     y, x = divmod(number, 4)
-    mask[4 * y : 4 * y + 3, 4 * x] = True
-    mask[4 * y + 2, 4 * x + 1] = True
+    mask[4 * y + 1 : 4 * y + 4, 4 * x + 1] = True
+    mask[4 * y + 3, 4 * x + 2] = True
     return mask
 
 
