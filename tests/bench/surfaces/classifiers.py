@@ -20,7 +20,7 @@ from tests.bench.surfaces.choice import best_by_auroc
 from tests.bench.surfaces.crops import SIDE, Crops
 from tests.bench.surfaces.pretrained import pooled
 
-_NUM_TREES = 500
+_NUM_TREES = 300
 
 Make = Callable[[float, int], ClassifierMixin]
 
@@ -70,11 +70,11 @@ def logistic(cell: Cell) -> Classifier:
 
 
 def forest(cell: Cell) -> Classifier:
-    """Random forest of 500 trees; the least number of crops in a leaf is chosen."""
+    """Random forest of 300 trees; the least number of crops in a leaf is chosen."""
 
     def make(leaf: float, seed: int) -> ClassifierMixin:
         return RandomForestClassifier(
             _NUM_TREES, min_samples_leaf=int(leaf), class_weight="balanced", random_state=seed
         )
 
-    return Classifier(make, (1, 3, 10), cell)
+    return Classifier(make, (1, 5), cell)
