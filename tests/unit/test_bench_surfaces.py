@@ -307,7 +307,7 @@ def test_a_page_shows_each_kind_with_its_truth(study: Surfaces, tmp_path: Path) 
         row = page.shown(CELL)
     html = page.render(CELL, [row], study.pictures)
     assert "good: highest scores" in html
-    assert html.count('alt="map"') == 4 * 4 + 3
+    assert html.count('alt="map"') == 4 * (2 + 2) + 2
     assert "http" not in html
     assert {row.share[one.name] for one in found.pictures if one.kind == "fray"} == {1.0}
     mask = np.zeros((9, 9), bool)

@@ -66,7 +66,7 @@ def logistic(cell: Cell) -> Classifier:
             LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000),
         )
 
-    return Classifier(make, (0.0001, 0.001, 0.01, 0.1), cell)
+    return Classifier(make, (1e-6, 1e-5, 0.0001, 0.001, 0.01), cell)
 
 
 def forest(cell: Cell) -> Classifier:

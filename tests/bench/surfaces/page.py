@@ -71,14 +71,21 @@ def sections(rows: Sequence[Shown], pictures: dict[str, Picture]) -> list[dict[s
     found = []
     for kind in (*KINDS, GOOD):
         order = sorted((n for n in names if pictures[n].kind == kind), key=lambda name: mean[name])
-        lowest = [] if kind == GOOD else order[:_EACH]
-        highest = order[len(lowest) :][-_EACH:][::-1]
+        lowest = [] if kind == GOOD else _of_different_parts(order, pictures)
+        rest = [name for name in reversed(order) if name not in lowest]
+        highest = _of_different_parts(rest, pictures)
         chosen = {"lowest": lowest, "highest": highest}
         for which, cases in chosen.items():
             if cases:
                 shown_cases = [_case(pictures[name], rows) for name in cases]
                 found.append({"title": f"{kind}: {which} scores", "cases": shown_cases})
     return found
+
+
+def _of_different_parts(names: Sequence[str], pictures: dict[str, Picture]) -> list[str]:
+    """The first picture of each of the first parts."""
+    first = {pictures[name].part: name for name in reversed(names)}
+    return [name for name in names if first[pictures[name].part] == name][:_EACH]
 
 
 def _case(picture: Picture, rows: Sequence[Shown]) -> dict[str, Any]:
