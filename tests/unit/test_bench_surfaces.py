@@ -1,18 +1,20 @@
 """The study on real surfaces: who is trained on what, and how it is judged, on made-up pictures."""
 
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from tests.bench.surfaces import crops as crops_module
-from tests.bench.surfaces import metrics
+from tests.bench.surfaces import metrics, page, surfaces
 from tests.bench.surfaces.cells import Cell, CellData, Surfaces
+from tests.bench.surfaces.choice import best_by_auroc
 from tests.bench.surfaces.crops import (
     GOOD,
     KINDS,
@@ -23,8 +25,11 @@ from tests.bench.surfaces.crops import (
     splits_of,
     standardised,
 )
-from tests.bench.surfaces.metrics import ALL, MEAN, aurocs, judged, measure, pixel_levels
+from tests.bench.surfaces.memory import _nearest, coreset
+from tests.bench.surfaces.metrics import ALL, LEVELS, MEAN, aurocs, judged, measure, pixel_levels
 from tests.bench.surfaces.pca import PcaDetector
+from tests.bench.surfaces.stored import Stored
+from tests.bench.surfaces.summary import by_kind, summary
 from tests.bench.surfaces.surfaces import cells_of, parse, score_all
 
 CELL = Cell("PCA", 0.1, "seen", 0, "image", {})
@@ -229,3 +234,84 @@ def test_options_name_what_there_is() -> None:
     assert cells[0].hidden == "fray"
     with pytest.raises(SystemExit):
         parse(["--settings", "unseen:uneven"])
+
+
+def test_what_is_stored_is_not_computed_again_and_survives_a_cut(tmp_path: Path) -> None:
+    asked = []
+
+    def compute(pixels: np.ndarray) -> np.ndarray:
+        asked.append(len(pixels))
+        return pixels.reshape(len(pixels), -1)[:, :3].astype(np.float32)
+
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 8)).astype(np.uint8)
+    first = Stored(tmp_path / "numbers", (3,), np.float32, compute, chunk=4)
+    np.testing.assert_array_equal(first(pixels[[0, 1, 0]]), pixels[[0, 1, 0], 0, :3])
+    again = Stored(tmp_path / "numbers", (3,), np.float32, compute, chunk=4)
+    np.testing.assert_array_equal(again(pixels[::-1]), pixels[::-1, 0, :3])
+    np.testing.assert_array_equal(again(pixels, slice(2, None)), pixels[:, 0, 2:3])
+    assert asked == [2, 4]
+    rows = tmp_path / "numbers.rows"
+    with rows.open("ab") as file:
+        file.write(b"half a r")
+    more = pixels + np.uint8(1)
+    np.testing.assert_array_equal(again(more), more[:, 0, :3])
+    np.testing.assert_array_equal(again(pixels), pixels[:, 0, :3])
+
+
+def test_a_coreset_reaches_what_is_rare_and_distances_are_to_the_nearest() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(200, 5, generator=generator)
+    points[77] += 50
+    kept = points[coreset(points, 20, seed=0)]
+    assert (kept == points[77]).all(dim=1).any()
+    assert len(kept.unique(dim=0)) == 20
+    queries = torch.randn(30, 5, generator=generator)
+    expected = torch.cdist(queries, kept).amin(dim=1)
+    torch.testing.assert_close(_nearest(queries, kept), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_best_choice_is_the_one_validation_prefers() -> None:
+    told: dict[str, object] = {}
+    scores = {1: [0.0, 1.0, 0.5], 2: [0.0, 0.5, 1.0], 3: [0.0, 0.2, 0.9]}
+    abnormal = np.array([False, False, True])
+    assert best_by_auroc(scores, lambda c: np.array(scores[c]), abnormal, told) == 2
+    assert told == {"chosen": 2, "validation": {"1": 0.5, "2": 1.0, "3": 1.0}}
+
+
+def test_a_summary_means_over_seeds_and_over_unseen_kinds() -> None:
+    def row(setting: str, seed: int, value: float) -> dict[str, object]:
+        kinds = KINDS if setting == "seen" else [setting.partition(":")[2]]
+        level = {name: [value, value - 0.1, value + 0.1] for name in (ALL, MEAN, *kinds)}
+        return asdict(replace(CELL, setting=setting, seed=seed)) | dict.fromkeys(LEVELS, level)
+
+    rows = [row("seen", 0, 0.5), row("seen", 1, 0.7)]
+    rows += [row(f"unseen:{kind}", 0, 0.2 * i) for i, kind in enumerate(KINDS)]
+    cells = cells_of(parse(["--rows", "PCA", "--contaminations", "0.1", "--seeds", "0,1"]))
+    lines = summary(cells, rows)
+    assert [(line["kinds"], line["cells"], line["crop"]) for line in lines] == [
+        ("seen, together", 2, 0.6),
+        ("seen, mean", 2, 0.6),
+        ("unseen, mean", 4, 0.3),
+    ]
+    seen, *_ = by_kind(cells, rows)
+    assert (seen["level"], seen["fray"]) == ("crop", [0.6, 0.5, 0.7])
+    unseen = next(each for each in by_kind(cells, rows) if each["kinds"] == "unseen")
+    assert unseen["fray"] == [0.6, 0.5, 0.7]
+
+
+def test_a_page_shows_each_kind_with_its_truth(study: Surfaces, tmp_path: Path) -> None:
+    crops = study.data(CELL).test
+    found = judged(study.pictures, crops, crops.num_defect_pixels * 1.0, crops.masks * 1.0)
+    with patch.object(surfaces, "OUTPUTS", tmp_path):
+        surfaces.keep(CELL, found)
+        row = page.shown(CELL)
+    html = page.render(CELL, [row], study.pictures)
+    assert "good: highest scores" in html
+    assert html.count('alt="map"') == 4 * (2 + 2) + 2
+    assert "http" not in html
+    assert {row.share[one.name] for one in found.pictures if one.kind == "fray"} == {1.0}
+    mask = np.zeros((9, 9), bool)
+    mask[4, 4] = True
+    line = (page.outlined(np.zeros((9, 9, 3), np.uint8), mask) > 0).any(axis=2)
+    assert line.any()
+    assert not line[mask].any()

@@ -20,7 +20,7 @@ from tests.bench.surfaces.choice import best_by_auroc
 from tests.bench.surfaces.crops import SIDE, Crops
 from tests.bench.surfaces.pretrained import pooled
 
-_NUM_TREES = 500
+_NUM_TREES = 300
 
 Make = Callable[[float, int], ClassifierMixin]
 
@@ -66,15 +66,15 @@ def logistic(cell: Cell) -> Classifier:
             LogisticRegression(C=inverse_penalty, class_weight="balanced", max_iter=1000),
         )
 
-    return Classifier(make, (0.0001, 0.001, 0.01, 0.1), cell)
+    return Classifier(make, (1e-6, 1e-5, 0.0001, 0.001, 0.01), cell)
 
 
 def forest(cell: Cell) -> Classifier:
-    """Random forest of 500 trees; the least number of crops in a leaf is chosen."""
+    """Random forest of 300 trees; the least number of crops in a leaf is chosen."""
 
     def make(leaf: float, seed: int) -> ClassifierMixin:
         return RandomForestClassifier(
             _NUM_TREES, min_samples_leaf=int(leaf), class_weight="balanced", random_state=seed
         )
 
-    return Classifier(make, (1, 3, 10), cell)
+    return Classifier(make, (1, 5), cell)

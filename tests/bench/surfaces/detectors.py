@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.bench.surfaces.anomalib_memory import AnomalibPatchCore
 from tests.bench.surfaces.cells import Cell, CellData
 from tests.bench.surfaces.classifiers import forest, logistic
 from tests.bench.surfaces.crops import Crops
@@ -31,9 +32,11 @@ class Detector(Protocol):
         """Score [N] and map [N, 64, 64] float32 of each crop on its own, high for abnormal."""
 
 
+ANOMALIB = "anomalib PatchCore"
 DETECTORS: dict[str, Callable[[Cell], Detector]] = {
     "PCA": PcaDetector,
     "patch memory": PatchMemory,
+    ANOMALIB: AnomalibPatchCore,
     "logistic regression": logistic,
     "random forest": forest,
 }

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from data.sample import Image8
 
 _DIGEST_BYTES = 16
-_CHUNK = 32
 
 
 class Stored:
@@ -24,6 +23,7 @@ class Stored:
         shape: of one crop's array.
         dtype: of it.
         compute: gives the arrays [B, *shape] of crops [B, H, W].
+        chunk: most crops it is given at a time.
     """
 
     def __init__(
@@ -32,9 +32,11 @@ class Stored:
         shape: tuple[int, ...],
         dtype: type[np.floating],
         compute: Callable[[Image8], NDArray[np.floating]],
+        chunk: int = 32,
     ) -> None:
         self._keys, self._rows = (path.with_name(f"{path.name}.{end}") for end in ("keys", "rows"))
         self._shape, self._dtype, self._compute = shape, dtype, compute
+        self._chunk = chunk
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, pixels: Image8, columns: slice = slice(None)) -> NDArray[np.floating]:
@@ -45,8 +47,8 @@ class Stored:
         known = self._places()
         missing = {key: row for row, key in enumerate(wanted) if key not in known}
         rows = np.array(list(missing.values()), np.int64)
-        for start in range(0, len(rows), _CHUNK):
-            chosen = rows[start : start + _CHUNK]
+        for start in range(0, len(rows), self._chunk):
+            chosen = rows[start : start + self._chunk]
             self._add([wanted[row] for row in chosen], self._compute(pixels[chosen]))
         if missing:
             known = self._places()

@@ -10,44 +10,51 @@ from tests.bench.surfaces.crops import KINDS
 from tests.bench.surfaces.metrics import ALL, LEVELS, MEAN
 from tests.bench.train import tables
 
+_UNSEEN = {kind: f"unseen:{kind}" for kind in KINDS}
+
 
 def summary(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
-    """Every level by row and contamination: seen kinds together and their mean, unseen mean."""
+    """Every level by row and contamination: seen kinds together, their mean, the mean of unseen."""
     result = []
     for head, found in _groups(cells, rows):
-        line = head | {"cells": len(found)}
-        for level in LEVELS:
-            seen = [row[level] for row in found if row["setting"] == SEEN]
-            unseen = [row[level][MEAN] for row in found if row["setting"] != SEEN]
-            line[f"{level} seen"] = _mean([each[ALL] for each in seen])
-            line[f"{level} seen, mean of kinds"] = _mean([each[MEAN] for each in seen])
-            line[f"{level} unseen"] = _mean(unseen)
-        result.append(line)
+        seen = [row for row in found if row["setting"] == SEEN]
+        unseen = [row for row in found if row["setting"] != SEEN]
+        for kinds, chosen, name in (
+            ("seen, together", seen, ALL),
+            ("seen, mean", seen, MEAN),
+            ("unseen, mean", unseen, MEAN),
+        ):
+            values = {level: _mean([row[level][name][0] for row in chosen]) for level in LEVELS}
+            result.append(head | {"kinds": kinds, "cells": len(chosen)} | values)
     return result
 
 
-def by_kind(cells: Sequence[Cell], rows: Sequence[Row], level: str = "crop") -> list[Row]:
-    """One level of each kind, seen and unseen, with the mean ends of its interval."""
+def by_kind(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
+    """Every level of each kind, seen and unseen, with the mean ends of its interval."""
     result = []
     for head, found in _groups(cells, rows):
-        line = dict(head)
-        for kind in KINDS:
-            for name, setting in (("seen", SEEN), ("unseen", f"unseen:{kind}")):
-                told = [row[level][kind] for row in found if row["setting"] == setting]
-                ends = [_mean([[each[i]] for each in told]) for i in range(3)]
-                line[f"{kind} {name}"] = f"{ends[0]} ({ends[1]} to {ends[2]})" if told else None
-        result.append(line)
+        for name, settings in (("seen", dict.fromkeys(KINDS, SEEN)), ("unseen", _UNSEEN)):
+            for level in LEVELS:
+                line = head | {"level": level, "kinds": name}
+                for kind in KINDS:
+                    told = [row[level][kind] for row in found if row["setting"] == settings[kind]]
+                    line[kind] = [_mean([each[i] for each in told]) for i in range(3)]
+                result.append(line)
     return result
 
 
 def show(levels: Sequence[Row], kinds: Sequence[Row]) -> None:
-    """Print both."""
-    for level in LEVELS:
-        names = [name for name in (levels[0] if levels else {}) if name.startswith(f"{level} ")]
-        head = ("row", "contamination", "cells")
-        picked = [{name: row[name] for name in (*head, *names)} for row in levels]
-        tables.show(level, picked)
-    tables.show("crop AUROC by kind, with 95 % intervals by part", kinds)
+    """Print both, of the kinds the crops only; the rest is in the JSON file."""
+    tables.show("AUROC of crops, images and pixels, and AUPRO", levels)
+    crops = [row | {kind: _text(row[kind]) for kind in KINDS} for row in kinds]
+    tables.show(
+        "AUROC of crops by kind, 95 % intervals by part",
+        [row for row in crops if row["level"] == "crop"],
+    )
+
+
+def _text(ends: Sequence[float | None]) -> str:
+    return "-" if ends[0] is None else f"{ends[0]} ({ends[1]}-{ends[2]})"
 
 
 def _groups(cells: Sequence[Cell], rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
@@ -58,6 +65,6 @@ def _groups(cells: Sequence[Cell], rows: Sequence[Row]) -> Iterator[tuple[Row, l
             yield {"row": name, "contamination": contamination}, found
 
 
-def _mean(told: Sequence[Sequence[float | None]]) -> float | None:
-    values = [each[0] for each in told if each[0] is not None]
+def _mean(told: Sequence[float | None]) -> float | None:
+    values = [each for each in told if each is not None]
     return round(float(np.mean(values)), 3) if values else None
