@@ -157,7 +157,6 @@ class TrainingState:
             inputs,
             objective,
             augment=self.augment,
-            augment_marked=self.augment.marked,
             execution=self._execution,
         )
         self.augment.adapt(stats["sign_real"], images=images)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,30 @@ from torch.optim import Optimizer
 
 from gan.objective import discriminator_loss, generator_loss, r1_penalty
 
-Augment = Callable[[Tensor], Tensor]
-AugmentMarked = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+class Augment(Protocol):
+    """Random change of images that D is shown, differentiable."""
+
+    def __call__(self, image_BCHW: Tensor) -> Tensor:
+        """Images, each changed or not."""
+
+    def marked(self, image_BCHW: Tensor, mask_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for images with masks, which stay where their defects are."""
+
+
+class Unaugmented:
+    """No change."""
+
+    def __call__(self, image_BCHW: Tensor) -> Tensor:
+        """The images."""
+        return image_BCHW
+
+    def marked(self, image_BCHW: Tensor, mask_B1HW: Tensor) -> tuple[Tensor, Tensor]:
+        """The images and their masks."""
+        return image_BCHW, mask_B1HW
+
+
+UNAUGMENTED = Unaugmented()
 
 
 class NonFiniteError(ArithmeticError):
@@ -86,8 +108,7 @@ def training_step(
     inputs: StepInput,
     objective: Objective,
     *,
-    augment: Augment = lambda image: image,
-    augment_marked: AugmentMarked = lambda image, mask: (image, mask),
+    augment: Augment = UNAUGMENTED,
     execution: Execution = WHOLE,
 ) -> dict[str, Tensor]:
     """Update D, then G against the updated D, on the same generated images.
@@ -103,8 +124,7 @@ def training_step(
         optimizer_d: Optimiser of D.
         inputs: Images and latents.
         objective: Weights of the losses.
-        augment: Random change of every image that D is shown, differentiable.
-        augment_marked: The same change of images and of their masks.
+        augment: Random change of every image that D is shown.
         execution: How to compute it.
 
     Returns:
@@ -123,13 +143,10 @@ def training_step(
 
     def loss_d(part: StepInput, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         shown = augment(fake.detach())
-        abnormal, weight = _abnormal(bare, part, augment, augment_marked)
-        return _discriminator_loss(
-            discriminator, shown, abnormal, weight, part, objective, augment, execution
-        )
+        return _discriminator_loss(discriminator, shown, part, objective, augment, execution)
 
-    bare: Any = getattr(discriminator, "module", discriminator)
     stats = _descend(discriminator, optimizer_d, pairs, loss_d, "d")
+    bare = _bare(discriminator)
 
     def loss_g(part: StepInput, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with _cast(inputs, execution):
@@ -172,31 +189,19 @@ def r1_is_due(objective: Objective, index: int) -> bool:
     return objective.r1_weight > 0 and index % objective.r1_interval == 0
 
 
-def _abnormal(
-    discriminator: Any, inputs: StepInput, augment: Augment, augment_marked: AugmentMarked
-) -> tuple[Tensor | None, Tensor | None]:
-    """Known abnormal images as D is shown them, and how much each of their cells counts."""
-    image, mask = inputs.abnormal, inputs.abnormal_mask
-    if image is None or mask is None:
-        return None if image is None else augment(image), None
-    image, mask = augment_marked(image, mask)
-    return image, discriminator.cell_weights(mask)
-
-
 def _discriminator_loss(
     discriminator: nn.Module,
     fake: Tensor,
-    abnormal: Tensor | None,
-    abnormal_weight: Tensor | None,
     inputs: StepInput,
     objective: Objective,
     augment: Augment,
     execution: Execution,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    assert (objective.alpha > 0) == (abnormal is not None), "alpha needs abnormal images"
+    assert (objective.alpha > 0) == (inputs.abnormal is not None), "alpha needs abnormal images"
     r1_due = r1_is_due(objective, inputs.index)
     # R1 is taken at what D is shown, so that nothing has to be differentiated twice but D.
     real = augment(inputs.real).detach().requires_grad_(r1_due)
+    abnormal, weight = _abnormal(_bare(discriminator), inputs, augment)
     parts = [real, fake] if abnormal is None else [real, fake, abnormal]
     # One pass over all parts: whole minibatch-std groups keep them apart. Where R1 is due, the
     # training images go alone, because differentiating twice costs more than another pass.
@@ -215,7 +220,7 @@ def _discriminator_loss(
         logit_abnormal,
         gamma=objective.gamma,
         alpha=objective.alpha,
-        abnormal_weight=abnormal_weight,
+        abnormal_weight=weight,
     )
     stats = {
         "loss_d": loss.detach(),
@@ -230,6 +235,22 @@ def _discriminator_loss(
         stats["r1"] = penalty.detach()
         loss = loss + penalty * (objective.r1_weight / 2 * objective.r1_interval)
     return loss, stats
+
+
+def _abnormal(
+    discriminator: Any, inputs: StepInput, augment: Augment
+) -> tuple[Tensor | None, Tensor | None]:
+    """Known abnormal images as D is shown them, and how much each of their cells counts."""
+    image, mask = inputs.abnormal, inputs.abnormal_mask
+    if image is None or mask is None:
+        return None if image is None else augment(image), None
+    image, mask = augment.marked(image, mask)
+    return image, discriminator.cell_weights(mask)
+
+
+def _bare(network: nn.Module) -> Any:
+    """The network inside a data-parallel wrapper."""
+    return getattr(network, "module", network)
 
 
 def _parts(inputs: StepInput, num_parts: int) -> list[StepInput]:
