@@ -41,10 +41,12 @@ class Encoded(NamedTuple):
     Attributes:
         image: a PNG.
         mask: a PNG of the same size, where there is one and masks are read; else None.
+        place: the shard it came from and its place there.
     """
 
     image: bytes
-    mask: bytes | None = None
+    mask: bytes | None
+    place: tuple[int, int]
 
 
 class SplitReader:
@@ -143,13 +145,11 @@ class SplitReader:
         mask: Mask = turned(pixels, self._symmetries, seed=self._seed, number=number)[:, :, 0] > 127
         return mask
 
-    def replace(self, number: int, reason: str) -> Encoded:
-        """Note that a number's image or mask does not decode; returns what takes its place."""
-        shard, sample = self.order.locate(number)
-        while (shard, sample) in self._lost:
-            shard, sample = self._next(shard, sample)
-        self._lose(shard, sample, reason)
-        return self._payload(shard, sample)
+    def replace(self, damaged: Encoded, reason: str) -> Encoded:
+        """Note that an image or its mask does not decode; returns what takes its place."""
+        if damaged.place not in self._lost:
+            self._lose(*damaged.place, reason)
+        return self._payload(*damaged.place)
 
     def close(self) -> None:
         """Close all files."""
@@ -162,7 +162,8 @@ class SplitReader:
                 shard, sample = self._next(shard, sample)
             file = self._file(shard)
             if file:
-                return Encoded(file.payload(sample), file.mask(sample) if self.masks else None)
+                mask = file.mask(sample) if self.masks else None
+                return Encoded(file.payload(sample), mask, (shard, sample))
 
     def _next(self, shard: int, sample: int) -> tuple[int, int]:
         if sample + 1 < self.shards[shard].samples:

@@ -223,10 +223,10 @@ class _Rows:
             DataError: what the reader raises.
         """
         for row, first_error in bad:
-            number, _ = self._payloads[row]
             error: DataError | None = first_error
             while error is not None:
-                self._payloads[row] = number, self._reader.replace(number, str(error))
+                number, damaged = self._payloads[row]
+                self._payloads[row] = number, self._reader.replace(damaged, str(error))
                 error = self._fill(row)
 
     def _fill(self, row: int) -> DataError | None:

@@ -169,7 +169,7 @@ def test_image_of_the_wrong_size_or_no_image_gives_way_to_the_next(
 
     def spoiled(self, number: int, payload: Encoded):
         image = bad.get(names[payload.image], payload.image)
-        return decode(self, number, Encoded(image))
+        return decode(self, number, payload._replace(image=image))
 
     monkeypatch.setattr(SplitReader, "decode", spoiled)
 
@@ -320,3 +320,20 @@ def test_normalise_maps_bytes_to_minus_one_and_one() -> None:
     images = normalise(torch.tensor([0, 255], dtype=torch.uint8))
     assert images.dtype == torch.float32
     assert images.tolist() == [-1.0, 1.0]
+
+
+def test_a_damaged_image_met_twice_in_a_batch_costs_no_other_one(untouched, monkeypatch) -> None:
+    decode = SplitReader.decode
+
+    def spoiled(self, number, payload):
+        image = decode(self, number, payload)
+        if image[0, 0, 0] == lost:
+            raise DataError("spoiled")
+        return image
+
+    lost = _values(_reader(untouched), range(1))[0]
+    monkeypatch.setattr(SplitReader, "decode", spoiled)
+    reader = _reader(untouched, max_bad_fraction=0.5)
+    values = read_images(reader, range(2 * NUM_NORMAL))[:, 0, 0, 0].tolist()
+    assert [loss.num_samples for loss in reader.losses] == [1]
+    assert set(values) == set(range(NUM_NORMAL)) - {lost}
