@@ -1,14 +1,16 @@
 """A patch memory in the manner of PatchCore (Roth et al. 2022) on features of EfficientNet-lite0.
 
 As there: patches of middle levels averaged with their neighbours, a subsample of them kept, and the
-distance to the nearest one as the map, its highest value as the score. Otherwise: another network,
-crops enlarged to 128 pixels; the subsample is random or a greedy coreset of random candidates,
-whichever does better on validation, because a coreset seeks out what is rare, contaminants too; the
-score is not weighed by the neighbourhood of the nearest patch, and the map is not blurred.
+distance to the nearest one as the map. Otherwise: another network, and crops enlarged to 128
+pixels; two choices are left to validation. The subsample is random or a greedy coreset of random
+candidates, because a coreset seeks out what is rare, contaminants too. The score is the largest
+distance or the strongest 3x3 window of distances; it is not weighed by the neighbourhood of the
+nearest patch. The map is not blurred.
 """
 
 import functools
 import hashlib
+import itertools
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.sample import Image8
+from gan.evidence import strongest_window
 from tests.bench.surfaces.cells import Cell, CellData
 from tests.bench.surfaces.choice import best_by_auroc
 from tests.bench.surfaces.crops import SIDE, Crops
 from tests.bench.surfaces.pretrained import GRID, OUTPUTS, patch_width, patches
 from tests.bench.surfaces.stored import Stored
 
-NUM_KEPT = 4096
-_NUM_CANDIDATES = 32_768
+NUM_KEPT = 8192
+_NUM_CANDIDATES = 65_536
 _PROJECTED = 64
+_WINDOWS = (1, 3)
 _CHUNK = 8192
 
 
@@ -42,7 +46,7 @@ class PatchMemory:
         self._seed = cell.seed
 
     def fit(self, data: CellData) -> None:
-        """Draw the patches and choose between both ways of keeping some."""
+        """Draw the patches, choose how they are kept and what of the distances is the score."""
         candidates = drawn_patches(data.normal, _NUM_CANDIDATES, self._seed)
         ways = {
             "random": candidates[:NUM_KEPT],
@@ -50,18 +54,19 @@ class PatchMemory:
         }
         memories = {name: stored_distances(kept) for name, kept in ways.items()}
 
-        def scores(name: str) -> NDArray[np.floating]:
-            self._distances = memories[name]
+        def scores(choice: tuple[str, int]) -> NDArray[np.floating]:
+            self._distances, self._window = memories[choice[0]], choice[1]
             return self.score(data.validation)[0]
 
-        chosen = best_by_auroc(ways, scores, data.validation_abnormal, self.told)
-        self._distances = memories[chosen]
+        choices = list(itertools.product(ways, _WINDOWS))
+        name, self._window = best_by_auroc(choices, scores, data.validation_abnormal, self.told)
+        self._distances = memories[name]
 
     def score(self, crops: Crops) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """The largest distance, and all of them brought to the size of the crop bilinearly."""
+        """The strongest distances, and all of them brought to the size of the crop bilinearly."""
         distance = torch.from_numpy(self._distances(crops.pixels))
         maps = nnf.interpolate(distance[:, None], (SIDE, SIDE), mode="bilinear")[:, 0]
-        return distance.amax(dim=(1, 2)).numpy(), maps.numpy()
+        return strongest_window(distance, self._window).numpy(), maps.numpy()
 
 
 def drawn_patches(crops: Crops, count: int, seed: int) -> Tensor:
