@@ -88,7 +88,7 @@ class ModelCard(BaseModel):
 
     schema_version: int
     code_version: str
-    architecture: dict[str, int]
+    architecture: dict[str, int | str]
     normalisation: str
     preparation: Preparation | None = None
     objective: ObjectiveConfig
