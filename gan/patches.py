@@ -99,7 +99,8 @@ class PatchDiscriminator(nn.Module):
         """Logits of each head on its own grid, float [B, h, w]; images stay apart."""
         # The heads are small, and a norm needs all digits: never in a lower precision.
         with torch.autocast(levels[0].device.type, enabled=False):
-            return [head(x.float()) for head, x in zip(self.heads, levels, strict=True)]
+            pairs = zip(self.heads, levels, strict=True)
+            return [head(x.to(head.projection.dtype)) for head, x in pairs]
 
     def cell_weights(self, mask_A1RR: Tensor) -> Tensor:
         """How much each cell of known abnormal images counts: those a mask touches, all alike.
