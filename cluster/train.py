@@ -17,6 +17,7 @@ from cluster.config import Config, dump_config, load_config
 from cluster.dry_run import dry_run
 from cluster.encoder_job import add_encoder
 from cluster.errors import UserError
+from cluster.feature_weights import pretrained_of
 from cluster.inspection import calibrate
 from cluster.model_store import CARD, load_card
 from cluster.progress import FailureNotes, remote_progress
@@ -71,6 +72,8 @@ def check_run(config: Config) -> DatasetIndex:
     check_places(config)
     check_dataset(config, index)
     check_shards(dataset, index)
+    if not run.exists(CARD):
+        pretrained_of(config)
     if run.exists(_CONFIG):
         check_same_run(config, load_config(run.url(_CONFIG)))
     return index

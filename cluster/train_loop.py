@@ -13,7 +13,7 @@ from cluster.best_model import finish_with_best
 from cluster.checkpoint import Progress, check_finite, restore_checkpoint, save_checkpoint
 from cluster.checkpoint_store import CheckpointStore
 from cluster.config import Config
-from cluster.feature_weights import FeatureWeights, load_feature_weights
+from cluster.feature_weights import FeatureWeights, pretrained_of
 from cluster.model_store import save_model
 from cluster.quarantine import Quarantine
 from cluster.rank_meter import RankMeter, due
@@ -325,12 +325,6 @@ def wrap_network(network: nn.Module, world_size: int, device: torch.device) -> n
         return network
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
-
-
-def pretrained_of(config: Config) -> FeatureWeights | None:
-    """Weights of the frozen feature network; None where D has its own levels."""
-    networks = config.networks
-    return None if networks.features == "own" else load_feature_weights(networks.feature_weights)
 
 
 def architecture_of(

@@ -70,9 +70,15 @@ class AdaptiveAugment:
         return self._recoloured(image_BCHW)
 
     def marked(self, image_BCHW: Tensor, mask_B1HW: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for images with masks, bool [B, 1, H, W], which stay where their defects are."""
+        """The same for images with masks, bool [B, 1, H, W], which stay where their defects are.
+
+        An image whose defect would leave it is not moved: what is left would be a normal image.
+        """
         if set(MOVING) & set(self.settings.transforms):
-            both = self._moved(torch.cat([image_BCHW, mask_B1HW.to(image_BCHW)], dim=1))
+            before = torch.cat([image_BCHW, mask_B1HW.to(image_BCHW)], dim=1)
+            after = self._moved(before)
+            marked_B, left_B = ((both[:, -1:] > 0).any(dim=(2, 3)) for both in (before, after))
+            both = torch.where((marked_B & ~left_B)[..., None, None], before, after)
             image_BCHW, mask_B1HW = both[:, :-1], both[:, -1:] > 0
         return self._recoloured(image_BCHW), mask_B1HW
 

@@ -7,7 +7,7 @@ for a backward pass is counted once.
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gan.model import AnyDiscriminator, Architecture
 from gan.networks import Generator, num_parameters, stage_resolution
@@ -96,6 +96,9 @@ def _kept_bytes(
 
 
 def _keep(kept: dict[int, Tensor], tensor: Tensor) -> Tensor:
+    # Weights as they are take no more memory for being kept, and are counted already.
+    if isinstance(tensor, nn.Parameter):
+        return tensor
     # By storage, because views share it; holding the tensor keeps the key from being used again.
     kept[tensor.untyped_storage()._cdata] = tensor
     return tensor

@@ -97,9 +97,14 @@ class PatchDiscriminator(nn.Module):
 
     def logits(self, levels: list[Tensor]) -> list[Tensor]:
         """Logits of each head on its own grid, float [B, h, w]; images stay apart."""
+        if levels[0].dtype != torch.bfloat16:
+            return self._judged(levels)
         # The heads are small, and a norm needs all digits: never in a lower precision.
         with torch.autocast(levels[0].device.type, enabled=False):
-            return [head(x.float()) for head, x in zip(self.heads, levels, strict=True)]
+            return self._judged([level.float() for level in levels])
+
+    def _judged(self, levels: list[Tensor]) -> list[Tensor]:
+        return [head(x) for head, x in zip(self.heads, levels, strict=True)]
 
     def cell_weights(self, mask_A1RR: Tensor) -> Tensor:
         """How much each cell of known abnormal images counts: those a mask touches, all alike.

