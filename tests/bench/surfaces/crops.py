@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from data.intensity import standardised
 from data.sample import Image8, Mask
 from data.tiles import cut, grid
 
@@ -93,15 +94,6 @@ class Crops:
     def num_defect_pixels(self) -> Ints:
         """[N]."""
         return self.masks.sum(axis=(1, 2))
-
-
-def standardised(pixels: Image8) -> Image8:
-    """A picture with its own median at 127.5 and its standard deviation at 32; constant: 128."""
-    spread = float(pixels.std())
-    if not spread:
-        return np.full_like(pixels, 128)
-    scaled = 127.5 + 32 * (pixels - np.median(pixels)) / spread
-    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)
 
 
 def halved(pixels: Image8, mask: Mask) -> tuple[Image8, Mask]:
@@ -186,8 +178,7 @@ def picture_of(
 ) -> Picture:
     """A photograph [H, W] as the study sees it."""
     pixels, mask = halved(pixels, mask)
-    if intensity == "image":
-        pixels = standardised(pixels)
+    pixels = standardised(pixels[:, :, None], intensity, None)[:, :, 0]
     height, width = pixels.shape
     missing = [(0, max(0, SIDE - length)) for length in pixels.shape]
     pixels, mask = np.pad(pixels, missing, mode="reflect"), np.pad(mask, missing)

