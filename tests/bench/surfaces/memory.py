@@ -27,8 +27,8 @@ from tests.bench.surfaces.crops import SIDE, Crops
 from tests.bench.surfaces.pretrained import GRID, OUTPUTS, patch_width, patches
 from tests.bench.surfaces.stored import Stored
 
-NUM_KEPT = 8192
-_NUM_CANDIDATES = 65_536
+NUM_KEPT = 4096
+_NUM_CANDIDATES = 32_768
 _PROJECTED = 64
 _WINDOWS = (1, 3)
 _CHUNK = 8192
