@@ -11,7 +11,7 @@ from tests.bench.surfaces.anomalib_memory import AnomalibPatchCore
 from tests.bench.surfaces.cells import Cell, CellData
 from tests.bench.surfaces.classifiers import forest, logistic
 from tests.bench.surfaces.crops import Crops
-from tests.bench.surfaces.gan import ANOGAN, OWN, GanDetector
+from tests.bench.surfaces.gan_detector import ANOGAN, OWN, GanDetector
 from tests.bench.surfaces.memory import PatchMemory
 from tests.bench.surfaces.pca import PcaDetector
 
