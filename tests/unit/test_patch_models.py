@@ -1,5 +1,6 @@
 """A model whose discriminator judges patches: written, read, and not mixed up with another."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from data.preparation import Preparation
 from data.store import Store
 from gan.efficientnet import EfficientNetFeatures
 from gan.model import AnyDiscriminator, Architecture, place
+from gan.schedule import Phase
 from gan.state import Rates, TrainingState
+from gan.step import Objective
 
 SETTINGS: dict[str, object] = {
     "networks.resolution": 16,
@@ -95,6 +98,32 @@ def test_the_average_of_d_begins_as_d_and_both_rest_on_the_pretrained_weights(
         features.named_parameters(), state.judge.features.parameters(), strict=True
     ):
         assert torch.equal(own, wanted), name
+
+
+def test_a_step_moves_the_average_of_d_and_masks_with_their_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, state = _state(_config(tmp_path))
+    before = copy.deepcopy(state.judge.state_dict())
+    images, mask = torch.rand(2, 2, 1, 16, 16), torch.rand(2, 1, 16, 16) < 0.1
+    shown: list[Tensor] = []
+
+    def marked(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        shown.extend((image, mask))
+        return image, mask
+
+    monkeypatch.setattr(state.augment, "marked", marked)
+    phase = Phase(2, False, 0, 2000)
+    state.enter(phase, lambda network: network)
+    objective = Objective(gamma=0.7, alpha=1.0, r1_weight=1.0, r1_interval=1)
+    # As many images as the half-life of the average.
+    state.step(phase, *images, objective, images=1000, abnormal_mask=mask)
+    assert torch.equal(shown[0], images[1])
+    assert torch.equal(shown[1], mask)
+    now = state.discriminator.state_dict()
+    for name, tensor in state.judge.state_dict().items():
+        torch.testing.assert_close(tensor, (before[name] + now[name]) / 2)
+        assert torch.equal(now[name], before[name]) == ("features" in name or "projection" in name)
 
 
 def test_checkpoints_on_other_weights_are_of_another_run(tmp_path: Path) -> None:

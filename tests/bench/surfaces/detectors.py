@@ -1,6 +1,7 @@
 """What every row of the study is: fitted on a cell, it gives crops a score and a map."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from tests.bench.surfaces.anomalib_memory import AnomalibPatchCore
 from tests.bench.surfaces.cells import Cell, CellData
 from tests.bench.surfaces.classifiers import forest, logistic
 from tests.bench.surfaces.crops import Crops
+from tests.bench.surfaces.gan_detector import ANOGAN, OWN, GanDetector
 from tests.bench.surfaces.memory import PatchMemory
 from tests.bench.surfaces.pca import PcaDetector
 
@@ -39,5 +41,10 @@ DETECTORS: dict[str, Callable[[Cell], Detector]] = {
     ANOMALIB: AnomalibPatchCore,
     "logistic regression": logistic,
     "random forest": forest,
+    "AnoGAN": partial(GanDetector, settings=OWN | ANOGAN),
+    "method from scratch": partial(GanDetector, settings=OWN),
+    "AnoGAN, pretrained D": partial(GanDetector, settings=ANOGAN),
+    "method without masks": partial(GanDetector, settings={}, masks=False),
+    "method": partial(GanDetector, settings={}),
 }
 """How a row is made for a cell, by its name in the table."""

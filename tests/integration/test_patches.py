@@ -1,0 +1,31 @@
+"""A run whose discriminator judges patches, by the command line on a local Ray."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.inspection_files import read_scores
+from cluster.model_store import load_card
+from data.store import Store
+from tests.jobs import PATCHES, TINY, flags, run_cli
+
+
+@pytest.mark.slow
+def test_a_run_on_patches_is_trained_calibrated_and_inspected(tmp_path: Path) -> None:
+    data, run = tmp_path / "data", Store(str(tmp_path / "run"))
+    size = {"networks.resolution": 32}
+    words = flags(PATCHES | {"data.uri": data, "run.dir": run.uri})
+    for command in (
+        ["pack", "surfaces", str(data), *flags(TINY | size)],
+        ["train", *words],
+        ["inspect", "--run.dir", run.uri],
+    ):
+        status, output = run_cli(command)
+        assert status == 0, output
+    calibration = load_card(run).calibration
+    assert calibration is not None
+    assert calibration.fusion is not None
+    assert {f"logit-{head}/window" for head in range(4)} <= set(calibration.fusion.names)
+    table = read_scores(run.child("inspection/test"))
+    assert set(table["steps"]) == {0}
+    assert table["pictures"].any()
