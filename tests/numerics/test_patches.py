@@ -79,7 +79,8 @@ def test_heads_alone_are_trained_and_images_stay_apart() -> None:
     discriminator = _discriminator()
     discriminator.activate(1, fading=True)
     trained = {name for name, p in discriminator.named_parameters() if p.requires_grad}
-    assert trained == {name for name, _ in discriminator.named_parameters() if "heads." in name}
+    parts = [f"{layer}.{part}" for layer in ("conv", "logit") for part in ("weight", "bias")]
+    assert trained == {f"heads.{head}.{part}" for head in range(2) for part in parts}
     images = torch.rand(4, 1, 8, 8)
     torch.testing.assert_close(discriminator(images, 1)[:1], discriminator(images[:1], 1))
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cluster.config import load_config
 from cluster.feature_weights import load_feature_weights
@@ -20,12 +21,23 @@ from cluster.train_loop import train_worker
 from data.importers.surfaces import synthetic_surfaces
 from data.pack import pack
 from data.store import Store
+from gan.augment import AdaptiveAugment
 from gan.efficientnet import EfficientNetFeatures
 from gan.evidence import map_names, term_names
 from gan.patches import PatchDiscriminator
 from tests.inspecting import inspect_here
 from tests.jobs import PATCHES
 from tests.one_rank import Board, without_ray
+
+_marked = AdaptiveAugment.marked
+
+
+def _checked(augment: AdaptiveAugment, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Every known abnormal image of the data set has a mask, at each stage."""
+    assert mask.shape == (4, 1, *image.shape[2:])
+    assert mask.any(dim=(2, 3)).all()
+    assert not mask.all()
+    return _marked(augment, image, mask)
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +50,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = load_config(None, PATCHES | {"data.uri": str(data), "run.dir": str(run)})
     claim_run(config)
     tracking = {"uri": "http://127.0.0.1:9", "run_id": None}
-    with without_ray():
+    moved = patch.object(AdaptiveAugment, "marked", autospec=True, side_effect=_checked)
+    with without_ray(), moved as steps:
         train_worker({"config": config.model_dump(), "tracking": tracking, "board": Board()})
+    assert steps.call_count > 7
     with patch("cluster.inspection.run_units", inspect_here):
         calibrate(config)
         inspect_dataset(config)
