@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from cluster.config import Config
 from cluster.errors import UserError
-from cluster.model_store import Calibration, load_card
+from cluster.model_store import Calibration, ModelCard, load_card
 from data.store import Store
-from gan.evidence import map_names
+from gan.evidence import map_names, term_names
 from gan.fusion import Fusion, fit_fusion
 from gan.model import Architecture
 from gan.thresholds import (
@@ -42,10 +42,13 @@ def fit_score(config: Config, table: pd.DataFrame) -> Fusion | None:
     normal, abnormal = (_terms(table[table["label"] == it]) for it in ("normal", "abnormal"))
     if not normal:
         raise _no_normals(config)
-    card = load_card(Store(config.run.dir))
+    return fit_fusion(_map_names(load_card(Store(config.run.dir))), normal, abnormal)
+
+
+def _map_names(card: ModelCard) -> tuple[str, ...]:
+    """Names of the maps that a model gives of an image."""
     architecture = Architecture.from_dict(card.architecture)
-    maps = map_names(architecture.num_levels(), architecture.num_heads)
-    return fit_fusion(maps, normal, abnormal)
+    return map_names(architecture.num_levels(), architecture.num_heads)
 
 
 def _terms(table: pd.DataFrame) -> list[NDArray[np.float64]]:
@@ -104,13 +107,18 @@ def calibration_for(config: Config) -> Calibration:
     Raises:
         UserError: If the model is not calibrated, was so with another search, or on too few images.
     """
-    calibration = load_card(Store(config.run.dir)).calibration
+    card = load_card(Store(config.run.dir))
+    calibration = card.calibration
     again = (
         "calibrate first, with the same settings and `python -m cluster inspect "
         f"--run.dir {config.run.dir} --inspect.split validation`"
     )
     if calibration is None:
         raise UserError(f"the model in {config.run.dir} is not calibrated; {again}")
+    if calibration.fusion and calibration.fusion.names != term_names(_map_names(card)):
+        raise UserError(
+            f"the model in {config.run.dir} was calibrated by a version with other terms; {again}"
+        )
     pairs = [
         (f"search.{field}", value, getattr(calibration.search, field))
         for field, value in config.search.model_dump().items()

@@ -1,5 +1,6 @@
 """Inspection of a plain folder, of a part of the inputs, and the score fused on validation."""
 
+import dataclasses
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,19 @@ def test_an_inspection_scores_as_its_calibration_fused(tmp_path: Path) -> None:
     table = read_scores(inspection_store(config))
     terms = np.array([tiles[0].tolist() for tiles in table["terms"]])
     np.testing.assert_allclose(table["score"], fusion.scores(terms))
+
+
+def test_a_calibration_by_a_version_with_other_terms_is_refused(tmp_path: Path) -> None:
+    config = calibrated(tmp_path, WHOLE)
+    run = Store(config.run.dir)
+    card = load_card(run)
+    assert card.calibration
+    assert card.calibration.fusion
+    old = dataclasses.replace(card.calibration.fusion, names=("residual/mean", LOGIT))
+    update = {"calibration": card.calibration.model_copy(update={"fusion": old})}
+    save_card(run, card.model_copy(update=update))
+    with pytest.raises(UserError, match="by a version with other terms; calibrate first"):
+        calibration_for(config)
 
 
 @pytest.mark.parametrize("statistic", ["mean", "window"])
