@@ -18,6 +18,8 @@ _NOT_IDENTITY = (
     "data.cache_dir",
     "data.cache_gib",
     "data.retry_s",
+    # Where they lie; which they are is in every checkpoint, by their digest.
+    "networks.feature_weights",
     "tune.max_concurrent",
 )
 

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from cluster.claims import check_same_run
 from cluster.config import Config, load_config
 from cluster.errors import UserError
 from cluster.feature_weights import load_feature_weights, pretrained_of
@@ -159,3 +160,12 @@ def test_weights_of_another_network_are_refused_with_the_field(tmp_path: Path) -
     path = _written(tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=rf"feature_weights={path} .*not EfficientNet-lite0's"):
         pretrained_of(_config(str(path)))
+
+
+def test_the_same_weights_may_lie_elsewhere_when_a_run_goes_on() -> None:
+    wanted = {"networks.features": "efficientnet-lite0"}
+    here, there = (
+        load_config(None, wanted | {"networks.feature_weights": f"/{name}/weights.pth"})
+        for name in ("here", "there")
+    )
+    check_same_run(there, here)
