@@ -13,6 +13,7 @@ from data.store import Store
 from tests.jobs import TINY, flags, run_cli
 
 
+@pytest.mark.slow
 def test_audit_ranks_every_training_image_and_does_nothing_twice(
     dataset: Path, run_dir: Path
 ) -> None:

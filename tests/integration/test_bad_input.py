@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from data.pack import pack
 from data.sample import Sample, encode_png
@@ -56,6 +57,7 @@ def test_missing_shard_is_refused_before_anything_starts(dataset: Path, tmp_path
     assert not run_dir.exists()
 
 
+@pytest.mark.slow
 def test_empty_shard(dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "data"
     shutil.copytree(dataset, copy)

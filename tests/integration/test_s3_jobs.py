@@ -8,6 +8,7 @@ from tests.jobs import TINY, flags, run_cli
 from tests.s3_server import BUCKET, moto_s3
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_whole_chain_in_a_bucket(tmp_path: Path) -> None:
     root = f"s3://{BUCKET}/factory"
