@@ -191,19 +191,25 @@ def test_image_of_the_wrong_size_or_no_image_gives_way_to_the_next(
     assert run() == (values, losses)
 
 
-def test_images_read_outside_a_stream_are_those_of_the_stream_losses_replaced(
-    untouched, monkeypatch
-) -> None:
+def _spoil_first(packed: Packed, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Let the first image not decode any more; returns what it holds."""
     decode = SplitReader.decode
 
-    def spoiled(self, number, payload):
+    def spoiled(self: SplitReader, number: int, payload: Encoded):
         image = decode(self, number, payload)
         if image[0, 0, 0] == lost:
             raise DataError("spoiled")
         return image
 
-    lost = _values(_reader(untouched), range(1))[0]
+    lost = _values(_reader(packed), range(1))[0]
     monkeypatch.setattr(SplitReader, "decode", spoiled)
+    return lost
+
+
+def test_images_read_outside_a_stream_are_those_of_the_stream_losses_replaced(
+    untouched, monkeypatch
+) -> None:
+    _spoil_first(untouched, monkeypatch)
     reader = _reader(untouched, max_bad_fraction=0.5)
     images = read_images(reader, range(8))
     stream = BatchStream(_reader(untouched, max_bad_fraction=0.5), None, batch=8)
@@ -323,16 +329,7 @@ def test_normalise_maps_bytes_to_minus_one_and_one() -> None:
 
 
 def test_a_damaged_image_met_twice_in_a_batch_costs_no_other_one(untouched, monkeypatch) -> None:
-    decode = SplitReader.decode
-
-    def spoiled(self, number, payload):
-        image = decode(self, number, payload)
-        if image[0, 0, 0] == lost:
-            raise DataError("spoiled")
-        return image
-
-    lost = _values(_reader(untouched), range(1))[0]
-    monkeypatch.setattr(SplitReader, "decode", spoiled)
+    lost = _spoil_first(untouched, monkeypatch)
     reader = _reader(untouched, max_bad_fraction=0.5)
     values = read_images(reader, range(2 * NUM_NORMAL))[:, 0, 0, 0].tolist()
     assert [loss.num_samples for loss in reader.losses] == [1]
