@@ -1,13 +1,19 @@
-"""Cells of a study, one line each in a JSON-lines file: what stands there is not run again."""
+"""Cells of a study, one line each in a JSON-lines file: what stands there is not run again.
+
+And how a command line names the cells that are wanted.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
+
+import yaml
 
 from data.store import Store
 
 Row = dict[str, Any]
+Value = TypeVar("Value")
 Cell = Any
 """A dataclass of what decides a result."""
 
@@ -45,3 +51,14 @@ def run_missing(
         rows = [*load_rows(store, name), row]
         store.write_bytes(name, "".join(f"{json.dumps(one)}\n" for one in rows).encode())
         yield row
+
+
+def listed(kind: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+    """Reader of an option's values, parted by commas."""
+    return lambda text: [kind(word) for word in text.split(",")]
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """Dotted path and value of `path=value`."""
+    name, _, value = text.partition("=")
+    return name, yaml.safe_load(value)

@@ -24,15 +24,13 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from data.store import Store
 from tests.bench.data.common import RESULTS, write_results
-from tests.bench.resumable import Row, load_rows, run_missing
+from tests.bench.resumable import Row, listed, load_rows, run_missing, setting
 from tests.bench.surfaces.cells import SETTINGS, Cell, Surfaces
 from tests.bench.surfaces.crops import Crops, Intensity
 from tests.bench.surfaces.detectors import ANOMALIB, DETECTORS, Detector, Scored
@@ -120,26 +118,17 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rows", type=_list(str), default=list(DEFAULT))
-    parser.add_argument("--contaminations", type=_list(float), default=list(CONTAMINATIONS))
-    parser.add_argument("--settings", type=_list(str), default=list(SETTINGS))
-    parser.add_argument("--seeds", type=_list(int), default=list(SEEDS))
+    parser.add_argument("--rows", type=listed(str), default=list(DEFAULT))
+    parser.add_argument("--contaminations", type=listed(float), default=list(CONTAMINATIONS))
+    parser.add_argument("--settings", type=listed(str), default=list(SETTINGS))
+    parser.add_argument("--seeds", type=listed(int), default=list(SEEDS))
     parser.add_argument("--intensity", choices=("image", "none"), default="image")
-    parser.add_argument("--set", type=_setting, action="append", default=[])
+    parser.add_argument("--set", type=setting, action="append", default=[])
     options = parser.parse_args(words)
     for name, allowed in (("rows", DETECTORS), ("settings", SETTINGS)):
         if unknown := set(getattr(options, name)) - set(allowed):
             parser.error(f"--{name} has {', '.join(unknown)}; there are {', '.join(allowed)}")
     return options
-
-
-def _list(kind: type) -> Any:
-    return lambda text: [kind(word) for word in text.split(",")]
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    return name, yaml.safe_load(value)
 
 
 def _run_all(cells: list[Cell]) -> Iterator[Row]:

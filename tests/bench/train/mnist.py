@@ -29,7 +29,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -40,7 +39,7 @@ from data.store import Store
 from gan.objective import weights_for_contamination
 from tests.bench import resumable
 from tests.bench.data.common import RESULTS, ROOT, write_results
-from tests.bench.resumable import Row, load_rows, row_of
+from tests.bench.resumable import Row, listed, load_rows, row_of, setting
 from tests.bench.train.mnist_classic import MODELS, classic_scores
 from tests.bench.train.mnist_gan import gan_scores, trained_on
 from tests.bench.train.mnist_images import cell_images, known_digits
@@ -197,27 +196,18 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     numbers = argparse.ArgumentParser(description=__doc__)
     models = (*MODELS, *GANS)
-    numbers.add_argument("--digits", type=_list(int), default=list(range(10)))
-    numbers.add_argument("--contaminations", type=_list(float), default=list(CONTAMINATIONS))
-    numbers.add_argument("--models", type=_list(str), default=list(models), help=", ".join(models))
+    numbers.add_argument("--digits", type=listed(int), default=list(range(10)))
+    numbers.add_argument("--contaminations", type=listed(float), default=list(CONTAMINATIONS))
+    numbers.add_argument("--models", type=listed(str), default=list(models), help=", ".join(models))
     numbers.add_argument("--kimg", type=float, default=18.0)
     numbers.add_argument("--train-images", type=int, default=0)
     numbers.add_argument("--seed", type=int, default=0)
     numbers.add_argument("--processes", type=int, default=2)
-    numbers.add_argument("--set", type=_setting, action="append", default=[])
+    numbers.add_argument("--set", type=setting, action="append", default=[])
     options = numbers.parse_args(words)
     if unknown := set(options.models) - set(models):
         numbers.error(f"--models has {', '.join(unknown)}; there are {', '.join(models)}")
     return options
-
-
-def _list(kind: type) -> Any:
-    return lambda text: [kind(word) for word in text.split(",")]
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    return name, yaml.safe_load(value)
 
 
 def main() -> None:
