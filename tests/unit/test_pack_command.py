@@ -161,7 +161,9 @@ def test_one_intensity_of_the_data_set_is_packed_recorded_and_previewed(
     words = _words(source, tmp_path / "out", pack__intensity="dataset")
     assert main([*words, "--preview"]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["preview.html"]
-    planned = _pictures((tmp_path / "out/preview.html").read_text(), "")
+    html = (tmp_path / "out/preview.html").read_text()
+    assert "all pictures by those of the data set" in html
+    planned = _pictures(html, "")
     assert main(words) == 0
     index = load_index(Store(str(tmp_path / "out")))
     centre, spread = index.intensity_reference
