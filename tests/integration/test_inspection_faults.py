@@ -1,4 +1,4 @@
-"""Inspection while its store is away and its actors die: every input once, nothing else."""
+"""Inspection while its store is away and actors or nodes die: every input once, nothing else."""
 
 import time
 from pathlib import Path
@@ -6,12 +6,14 @@ from pathlib import Path
 import pandas as pd
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from cluster.inspection_files import read_failed, read_scores
 from data.sample import encode_png
 from data.store import Store
 from data.synthetic import machined_surface
 from tests.ceph_server import BUCKET, CephServer
+from tests.cluster_nodes import kill_node, runs
 from tests.jobs import TINY, flags, kill_tree, run_cli, start_cli
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -80,12 +82,30 @@ def test_store_down_for_a_minute_only_delays_a_job(slow_run: Path, ceph: CephSer
     _check_every_input_once(source, out)
 
 
-def test_killed_actors_are_replaced_and_no_input_is_lost(slow_run: Path, tmp_path: Path) -> None:
-    source, out, straight = (Store(str(tmp_path / name)) for name in ("in", "out", "straight"))
-    _write_images(source)
-    status, output = run_cli(_words(slow_run, source.uri, straight.uri))
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The images in a folder."""
+    store = Store(str(tmp_path_factory.mktemp("images")))
+    _write_images(store)
+    return store
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    slow_run: Path, images: Store, tmp_path_factory: pytest.TempPathFactory
+) -> pd.DataFrame:
+    """Their scores by a job that nothing happened to."""
+    out = Store(str(tmp_path_factory.mktemp("straight")))
+    status, output = run_cli(_words(slow_run, images.uri, out.uri))
     assert status == 0, output
-    process = start_cli(_words(slow_run, source.uri, out.uri))
+    return read_scores(out)
+
+
+def test_killed_actors_are_replaced_and_no_input_is_lost(
+    slow_run: Path, images: Store, undisturbed: pd.DataFrame, tmp_path: Path
+) -> None:
+    out = Store(str(tmp_path))
+    process = start_cli(_words(slow_run, images.uri, out.uri))
     try:
         for finished in (1, 4):
             _wait_for_units(out, finished)
@@ -94,7 +114,26 @@ def test_killed_actors_are_replaced_and_no_input_is_lost(slow_run: Path, tmp_pat
     finally:
         kill_tree(process.pid)
     assert process.returncode == 0, output
-    _check_every_input_once(source, out, read_scores(straight))
+    _check_every_input_once(images, out, undisturbed)
+
+
+def test_killed_node_is_replaced_and_no_input_is_lost(
+    slow_run: Path, images: Store, undisturbed: pd.DataFrame, nodes: Cluster, tmp_path: Path
+) -> None:
+    out = Store(str(tmp_path))
+    hosts = [nodes.add_node(num_cpus=1) for _ in range(3)]
+    words = _words(slow_run, images.uri, out.uri)
+    process = start_cli(words, env={"RAY_ADDRESS": nodes.address})
+    try:
+        _wait_for_units(out, 1)
+        busy = [host for host in hosts if runs(host, "Inspector.inspect")]
+        assert len(busy) == 2
+        kill_node(busy[0])
+        output, _ = process.communicate(timeout=500)
+    finally:
+        kill_tree(process.pid)
+    assert process.returncode == 0, output
+    _check_every_input_once(images, out, undisturbed)
 
 
 def _kill_an_actor(driver: int) -> None:

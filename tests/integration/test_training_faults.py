@@ -18,11 +18,11 @@ import torch
 from data.store import Store
 from tests.ceph_server import BUCKET, CephServer
 from tests.jobs import FADING, flags, kill_tree, run_cli, start_cli
+from tests.training_runs import TOTAL, rows_of, rows_of_steps, saved, wait_for_images
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 WEIGHTS = "model/weights.safetensors"
-TOTAL = 3840
 OUTAGE_S = 60
 
 
@@ -44,23 +44,6 @@ def _words(data: object, run: object, **more: object) -> list[str]:
     return ["train", *flags(FADING | {"data.uri": data, "run.dir": run} | more)]
 
 
-def _wait_for(
-    process: subprocess.Popen[str], run: Path, images_seen: int, timeout_s: float = 600
-) -> None:
-    """Until a checkpoint of a running command with so many images seen is whole."""
-    deadline = time.monotonic() + timeout_s
-    while _saved(run)[-1:] < [images_seen]:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline, f"no checkpoint at {images_seen} images"
-        time.sleep(0.05)
-
-
-def _saved(run: Path) -> list[int]:
-    """Images seen at each whole checkpoint, oldest first."""
-    whole = sorted(run.glob("checkpoints/checkpoint_*/checkpoint.json"))
-    return [int(path.parent.name.rpartition("_")[2]) for path in whole]
-
-
 def _newest(run: Path) -> Path:
     return sorted(run.glob("checkpoints/checkpoint_*"))[-1]
 
@@ -79,17 +62,13 @@ def _positions(run: Path) -> tuple[int, int]:
     return state["images_seen"], state["position"]["normal"]
 
 
-def _rows(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def stopped_once(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that got SIGTERM between two checkpoints."""
     run = tmp_path_factory.mktemp("stopped") / "run"
     process = start_cli(_words(dataset, run))
     try:
-        _wait_for(process, run, 800)
+        wait_for_images(process, run, 800)
         _terminate(process)
     finally:
         kill_tree(process.pid)
@@ -106,9 +85,9 @@ def test_run_told_to_stop_loses_nothing_and_ends_bit_identical(
     dataset: Path, run_dir: Path, stopped: Path
 ) -> None:
     assert not (stopped / WEIGHTS).exists()
-    before = _saved(stopped)[-1]
+    before = [*saved(stopped)][-1]
     assert 800 <= before < TOTAL
-    last_row = _rows(stopped)[-1]["images_seen"]
+    last_row = rows_of(stopped)[-1]["images_seen"]
     assert before - 80 < last_row <= before, "the checkpoint is not where training stopped"
     status, output = run_cli(_words(dataset, stopped))
     assert status == 0, output
@@ -120,7 +99,7 @@ def test_number_of_workers_may_change_twice(
 ) -> None:
     first = _positions(stopped)
     process = start(_words(dataset, stopped, **{"cluster.num_workers": 1}))
-    _wait_for(process, stopped, first[0] + 400)
+    wait_for_images(process, stopped, first[0] + 400)
     output = _terminate(process)
     assert "resumed with 1 instead of 2 workers" in output
     second = _positions(stopped)
@@ -131,7 +110,7 @@ def test_number_of_workers_may_change_twice(
     for images_seen, position in (first, second, _positions(stopped)):
         assert images_seen == position
     # Rows of steps; assessments have rows of their own.
-    seen = [row["images_seen"] for row in _rows(stopped) if "train/loss_d" in row]
+    seen = [row["images_seen"] for row in rows_of_steps(stopped)]
     assert seen == sorted(set(seen))
     assert seen[-1] == TOTAL == _positions(stopped)[0]
 
@@ -142,7 +121,7 @@ def test_torn_checkpoint_is_named_and_the_one_before_it_used(
     torn = _newest(stopped)
     content = (torn / "state.pt").read_bytes()
     (torn / "state.pt").write_bytes(content[: len(content) // 2])
-    before = _saved(stopped)[-2]
+    before = [*saved(stopped)][-2]
     status, output = run_cli(_words(dataset, stopped))
     assert status == 0, output
     assert f"{torn} is not used: state.pt has {len(content) // 2} bytes" in output
@@ -165,7 +144,7 @@ def test_killed_worker_is_replaced_and_the_run_ends_bit_identical(
 ) -> None:
     run = tmp_path / "killed"
     process = start(_words(dataset, run))
-    _wait_for(process, run, 800)
+    wait_for_images(process, run, 800)
     workers = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
@@ -193,16 +172,16 @@ def test_store_down_for_a_minute_only_delays_the_run(
     cache = {"data.cache_dir": tmp_path / "cache"}
     process = start(_words(remote.uri, run, **cache))
     # Still at 8 pixels, so that all shards of 16 pixels are to come.
-    _wait_for(process, run, 400)
+    wait_for_images(process, run, 400)
     ceph.stop_gateway()
     time.sleep(OUTAGE_S)
     assert process.poll() is None
-    assert _saved(run)[-1] < TOTAL
+    assert [*saved(run)][-1] < TOTAL
     ceph.start_gateway()
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert "failed" not in output
-    assert max(row.get("data/wait_s", 0) for row in _rows(run)) > OUTAGE_S / 2
+    assert max(row.get("data/wait_s", 0) for row in rows_of(run)) > OUTAGE_S / 2
     assert (run / WEIGHTS).read_bytes() == (run_dir / WEIGHTS).read_bytes()
 
 
@@ -230,7 +209,7 @@ def test_run_directory_down_for_a_minute_only_delays_the_run(
     assert process.returncode == 0, output
     assert "failed" not in output
     rows = [json.loads(line) for line in run.read_bytes("metrics.jsonl").splitlines()]
-    assert [row["images_seen"] for row in rows] == [row["images_seen"] for row in _rows(run_dir)]
+    assert [row["images_seen"] for row in rows] == [row["images_seen"] for row in rows_of(run_dir)]
     took_s = [(b["time_ms"] - a["time_ms"]) / 1000 for a, b in pairwise(rows)]
     assert max(took_s) > OUTAGE_S / 2, "no step had to wait for the store"
     kept = {path.split("/")[1] for path in run.list("checkpoints/checkpoint_")}
