@@ -17,7 +17,7 @@ class Inspect(Section):
     source: Location = Field("", max_length=4096)
     """Folder of images to inspect instead of the data set, a path or s3:// URI; empty: none."""
     unit_images: int = Field(16, ge=1, le=100_000)
-    """Images of such a folder in one unit of work, all held in memory with their maps."""
+    """Images of such a folder in one unit of work; an actor holds two units with their maps."""
     limit: int = Field(0, ge=0, le=1_000_000_000)
     """Inputs to inspect, in whole units; run again without it to go on; 0: all, in images."""
     dry_run: bool = False

@@ -39,7 +39,7 @@ from cluster.inspection_files import (
     read_scores,
     update_rows,
 )
-from cluster.inspector import Inspector, Job, UnitSummary
+from cluster.inspector import UNITS_AT_ONCE, Inspector, Job, UnitSummary
 from cluster.model_store import (
     DECISION_FIELDS,
     Calibration,
@@ -159,7 +159,8 @@ def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary
     cluster = config.cluster
     num_inputs = sum(unit.num_inputs for unit in units)
     with ray_session(min(cluster.num_actors, len(units)) * cluster.cpus_per_worker):
-        idle = _start_actors(job, min(cluster.num_actors, len(units)), config)
+        actors = _start_actors(job, min(cluster.num_actors, len(units)), config)
+        idle = actors * UNITS_AT_ONCE
         waiting, summaries = deque(units), list[UnitSummary]()
         running: dict[Any, tuple[Any, Inputs]] = {}
         with progress_bar("inspect", total=num_inputs, unit="image") as bar:
@@ -184,7 +185,8 @@ def _start_actors(job: Job, wanted: int, config: Config) -> list[Any]:
         max_restarts=cluster.max_failures,
         max_task_retries=cluster.max_failures,
     )(Inspector)
-    return [actor.remote(job) for _ in range(min(wanted, fitting))]
+    at_once = actor.options(max_concurrency=UNITS_AT_ONCE)
+    return [at_once.remote(job) for _ in range(min(wanted, fitting))]
 
 
 def _result(ready: Any, unit: Inputs) -> UnitSummary:
@@ -192,9 +194,9 @@ def _result(ready: Any, unit: Inputs) -> UnitSummary:
         summary: UnitSummary = ray.get(ready)
     except RayActorError as error:
         raise UserError(
-            f"{unit.source} killed the process that inspected it, each time "
+            f"the process that inspected {unit.source} was killed each time "
             f"({str(error).splitlines()[0]}); look for a lack of memory, lower search.batch, or "
-            "take it out of what is inspected"
+            "take out of what is inspected what it cannot bear"
         ) from error
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, UserError | DataError) else error) from error

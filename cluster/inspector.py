@@ -1,5 +1,6 @@
-"""The actor of the batch job: one frozen model, one unit of inputs at a time."""
+"""The actor of the batch job: one frozen model, one search at a time."""
 
+import threading
 import time
 from dataclasses import dataclass
 
@@ -66,17 +67,22 @@ class UnitSummary:
     elapsed_s: float
 
 
+UNITS_AT_ONCE = 2
+"""Units an actor is given at a time, so that reading and writing do not hold up the search."""
+
+
 class Inspector:
     """Scores units with one model; created once per actor.
+
+    Units may be inspected at once, each in a thread: one is searched while others read or write.
 
     Args:
         job: What to do.
     """
 
     def __init__(self, job: Job) -> None:
-        # Ray sets one thread for each actor; use what was reserved.
-        torch.set_num_threads(job.num_threads)
         self.job = job
+        self._searching = threading.Lock()
         fusion = job.calibration.fusion if job.calibration else None
         self.engine = Engine(load_model(job.run), job.search, seed=job.seed, fusion=fusion)
 
@@ -107,7 +113,11 @@ class Inspector:
         return UnitSummary(unit, len(rows), len(failed), time.monotonic() - started_s)
 
     def _score(self, samples: list[Sample]) -> tuple[list[Scored], list[dict[str, str]]]:
-        scored = self.engine.score(samples)
+        with self._searching:
+            # Ray sets one thread for each actor, and each of ours starts with that; use what was
+            # reserved.
+            torch.set_num_threads(self.job.num_threads)
+            scored = self.engine.score(samples)
         return (scored, []) if self.job.tiles_apart else assemble_images(scored)
 
     def _decide(self, found: list[Scored], calibration: Calibration) -> None:

@@ -1,6 +1,8 @@
 """Units of an inspection without Ray: pixels beside scores, regions, another rule afterwards."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from cluster import inspection
 from cluster.calibration import calibration_for
 from cluster.config import Config
+from cluster.engine import Engine
 from cluster.errors import UserError
 from cluster.evaluate import evaluate_run
 from cluster.inspection import inspect_split
@@ -24,6 +27,7 @@ from cluster.inspection_files import (
     scores_path,
     unit_name,
 )
+from cluster.inspector import UNITS_AT_ONCE, Inspector
 from cluster.pixel_metrics import PixelCounts
 from data.dataset import load_index
 from data.preparation import Preparation
@@ -74,6 +78,35 @@ def test_scores_come_last_so_that_a_unit_is_whole_or_absent(
         unit = unit_name(shard)
         assert written.index(pixels_path(unit)) < written.index(scores_path(unit))
     assert written[-2:] == [REGIONS, MANIFEST]
+
+
+def test_units_inspected_at_once_are_searched_one_after_the_other(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect_split(config, calibration_for(config))
+    searching, most = list[int](), list[int]()
+    real = Engine.score
+
+    def watched(engine: Engine, samples: Any) -> Any:
+        searching.append(1)
+        most.append(len(searching))
+        time.sleep(0.05)
+        try:
+            return real(engine, samples)
+        finally:
+            searching.pop()
+
+    def at_once(job: Any, units: list[Any], _: Config) -> list[Any]:
+        with ThreadPoolExecutor(UNITS_AT_ONCE) as pool:
+            return list(pool.map(Inspector(job).inspect, units))
+
+    monkeypatch.setattr(Engine, "score", watched)
+    monkeypatch.setattr(inspection, "run_units", at_once)
+    other = with_inspect(config, dir=str(tmp_path / "at-once"))
+    inspect_split(other, calibration_for(other))
+    assert most == [1, 1, 1]
+    straight = _contents(inspection_store(config), MANIFEST, REGIONS)
+    assert _contents(inspection_store(other), MANIFEST, REGIONS) == straight
 
 
 def test_calibration_writes_no_pixels_and_no_regions(config: Config) -> None:
