@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from cluster.config import Config
 from cluster.errors import UserError
 from cluster.model_store import Calibration, ModelCard, load_card
+from cluster.search_config import Search
 from data.store import Store
 from gan.evidence import map_names, term_names
 from gan.fusion import Fusion, fit_fusion
@@ -42,13 +43,18 @@ def fit_score(config: Config, table: pd.DataFrame) -> Fusion | None:
     normal, abnormal = (_terms(table[table["label"] == it]) for it in ("normal", "abnormal"))
     if not normal:
         raise _no_normals(config)
-    return fit_fusion(_map_names(load_card(Store(config.run.dir))), normal, abnormal)
+    names = _map_names(load_card(Store(config.run.dir)), config.search)
+    return fit_fusion(names, normal, abnormal)
 
 
-def _map_names(card: ModelCard) -> tuple[str, ...]:
+def _map_names(card: ModelCard, search: Search) -> tuple[str, ...]:
     """Names of the maps that a model gives of an image."""
     architecture = Architecture.from_dict(card.architecture)
-    return map_names(architecture.num_levels(), architecture.num_heads)
+    return map_names(
+        architecture.num_levels(),
+        architecture.num_heads,
+        with_contrast=search.local_contrast > 0,
+    )
 
 
 def _terms(table: pd.DataFrame) -> list[NDArray[np.float64]]:
@@ -115,7 +121,9 @@ def calibration_for(config: Config) -> Calibration:
     )
     if calibration is None:
         raise UserError(f"the model in {config.run.dir} is not calibrated; {again}")
-    if calibration.fusion and calibration.fusion.names != term_names(_map_names(card)):
+    if calibration.fusion and calibration.fusion.names != term_names(
+        _map_names(card, calibration.search)
+    ):
         raise UserError(
             f"the model in {config.run.dir} was calibrated by a version with other terms; {again}"
         )

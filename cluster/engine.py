@@ -117,6 +117,7 @@ class Engine:
             fill(image, self._settings.block),
             fill(found.reconstruction, self._settings.block),
             stage=self._stage,
+            contrast_side=self._search.local_contrast,
         )
         maps = self._maps(against)[: len(samples)]
         terms = statistics(against, window=self._search.window)[: len(samples)]

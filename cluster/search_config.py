@@ -45,13 +45,20 @@ class Search(Section):
     """The score: maps and D's logit fused as validation says, L itself, or the strongest window."""
     window: int = Field(9, ge=1, le=255)
     """Side of that window, odd, in pixels."""
+    local_contrast: int = Field(0, ge=0, le=255)
+    """Side, odd, of the surroundings whose contrast is evidence too if fused; 0: not, in pixels."""
     batch: int = Field(32, ge=1, le=4096)
     """Searches at a time, one that ends making room for the next, in searches."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Numbers of the convolutions in the search; the losses are float32 always."""
 
     @model_validator(mode="after")
-    def _odd_window(self) -> "Search":
+    def _odd_sides(self) -> "Search":
         if self.window % 2 == 0:
             raise ValueError(f"window={self.window} must be odd, so that it has a centre pixel")
+        if self.local_contrast and (self.local_contrast % 2 == 0 or self.local_contrast < 3):
+            raise ValueError(
+                f"local_contrast={self.local_contrast} must be 0 or odd and at least 3, so that a "
+                "pixel has neighbours on all sides"
+            )
         return self

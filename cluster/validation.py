@@ -97,7 +97,12 @@ class Validator:
             rows = slice(first, first + settings.block)
             part = found.part(rows)
             against = gather_evidence(
-                state.judge, images[rows], part.reconstruction, stage=stage, fade=fade
+                state.judge,
+                images[rows],
+                part.reconstruction,
+                stage=stage,
+                fade=fade,
+                contrast_side=self._search.local_contrast,
             )
             maps = anomaly_map(against, settings)
             window = self._search.window
@@ -106,7 +111,11 @@ class Validator:
             terms.append(statistics(against, window=window))
         values = torch.cat(scores).cpu().numpy()
         if self._search.statistic == "fused":
-            names = map_names(num_levels, self._architecture.num_heads)
+            names = map_names(
+                num_levels,
+                self._architecture.num_heads,
+                with_contrast=self._search.local_contrast > 0,
+            )
             values = self._fused(names, torch.cat(terms).cpu().numpy())
         return float(roc_auc_score(self._abnormal, values))
 

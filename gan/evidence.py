@@ -1,4 +1,4 @@
-"""What speaks against an image after the search: differences, logits, and their statistics.
+"""What speaks against an image after the search: differences, logits, contrast, and statistics.
 
 An average over all pixels hides a defect of a few of them, the strongest window of a map does not;
 and the discriminator has learned from the known defects what no difference shows. Each of these is
@@ -16,7 +16,7 @@ from gan.model import AnyDiscriminator
 from gan.search_loss import SearchSettings
 
 STATISTICS = ("mean", "window", "peak")
-RESIDUAL, FEATURE, LOGIT = "residual", "feature", "logit"
+RESIDUAL, FEATURE, LOGIT, LOCAL_CONTRAST = "residual", "feature", "logit", "local-contrast"
 """Kinds of maps."""
 
 
@@ -30,16 +30,20 @@ class Evidence:
             float [B, h, w] on the level's own grid.
         logits: -D(x) of each of D's heads on its own grid, float [B, h, w]; of a discriminator
             that judges whole images that is one cell.
+        contrast: See `local_contrast`, float [B, H, W]; None where it is not asked for.
     """
 
     residual: Tensor
     levels: list[Tensor]
     logits: list[Tensor]
+    contrast: Tensor | None = None
 
     def maps(self) -> dict[str, Tensor]:
         """All of them by name, in the order of `map_names`."""
-        names = map_names(len(self.levels), len(self.logits))
-        return dict(zip(names, (self.residual, *self.levels, *self.logits), strict=True))
+        with_contrast = self.contrast is not None
+        names = map_names(len(self.levels), len(self.logits), with_contrast=with_contrast)
+        last = [] if self.contrast is None else [self.contrast]
+        return dict(zip(names, (self.residual, *self.levels, *self.logits, *last), strict=True))
 
     def verdict(self) -> Tensor:
         """-D(x) of each image, float [B]: the mean over the heads of the means over their cells."""
@@ -54,6 +58,7 @@ def gather_evidence(
     *,
     stage: int,
     fade: float = 1.0,
+    contrast_side: int = 0,
 ) -> Evidence:
     """Compare images with their reconstructions, and ask the discriminator.
 
@@ -63,6 +68,7 @@ def gather_evidence(
         reconstruction_BCHW: G at their latents.
         stage: Stage of the networks.
         fade: Weight of the newest block in [0, 1], below 1 only while training.
+        contrast_side: Surroundings of `local_contrast` in pixels; 0 leaves it out.
     """
     query = discriminator.features(image_BCHW, stage, fade)
     made = discriminator.features(reconstruction_BCHW, stage, fade)
@@ -70,7 +76,29 @@ def gather_evidence(
         residual=(image_BCHW - reconstruction_BCHW).abs().mean(dim=1),
         levels=[(a - b).abs().mean(dim=1) for a, b in zip(query, made, strict=True)],
         logits=[-one for one in discriminator.logits(query)],
+        contrast=local_contrast(image_BCHW, contrast_side) if contrast_side else None,
     )
+
+
+def local_contrast(image_BCHW: Tensor, side: int) -> Tensor:
+    """Mean absolute deviation of pixels from the mean of their surroundings, averaged over these.
+
+    High at lines and specks of a few pixels, which the coarse cells of features miss; low where
+    brightness changes slowly, however much. At the rim surroundings are what lies in the image.
+
+    Args:
+        image_BCHW: Float images.
+        side: Odd side of the surroundings, in pixels.
+
+    Returns:
+        Float [B, H, W], at least 0.
+    """
+
+    def around(x: Tensor) -> Tensor:
+        return nnf.avg_pool2d(x, side, stride=1, padding=side // 2, count_include_pad=False)
+
+    deviation = (image_BCHW - around(image_BCHW)).abs().mean(dim=1, keepdim=True)
+    return around(deviation).squeeze(1)
 
 
 def anomaly_map(found: Evidence, settings: SearchSettings) -> Tensor:
@@ -130,14 +158,15 @@ def strongest_window(map_BHW: Tensor, window: int) -> Tensor:
     return nnf.avg_pool2d(map_BHW.unsqueeze(1), side, stride=1).flatten(1).amax(dim=1)
 
 
-def map_names(num_levels: int, num_heads: int) -> tuple[str, ...]:
+def map_names(num_levels: int, num_heads: int, *, with_contrast: bool = False) -> tuple[str, ...]:
     """Names of the maps: residual, feature-0, ..., logit-0, ..., where 0 is the finest.
 
-    The only head of a discriminator that judges whole images is called logit.
+    The only head of a discriminator that judges whole images is called logit. Local contrast, where
+    it is among them, is the last.
     """
     features = (f"{FEATURE}-{level}" for level in range(num_levels))
     heads = (f"{LOGIT}-{head}" for head in range(num_heads)) if num_heads > 1 else (LOGIT,)
-    return (RESIDUAL, *features, *heads)
+    return (RESIDUAL, *features, *heads, *([LOCAL_CONTRAST] if with_contrast else []))
 
 
 def term_names(maps: Sequence[str]) -> tuple[str, ...]:

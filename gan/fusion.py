@@ -1,9 +1,9 @@
 """One score and one map out of several terms of evidence, measured by what normal images show.
 
 A term on its own scale cannot be added to another. Each is therefore centred and scaled by the
-validation normals; the score is the mean over the differences, plus a share of the logits. Which
-statistic of the maps, which differences and which share, is chosen on validation images where some
-are known to be abnormal.
+validation normals; the score is the mean over the differences, plus a share of the logits, plus one
+of the local contrast where it is asked for. Which statistic of the maps, which differences and
+which shares, is chosen on validation images where some are known to be abnormal.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from gan.evidence import LOGIT, RESIDUAL, term_names
+from gan.evidence import LOCAL_CONTRAST, LOGIT, RESIDUAL, term_names
 from gan.ranking import auroc
 
 Float = NDArray[np.float64]
@@ -21,8 +21,10 @@ Terms = NDArray[np.floating]
 STATISTICS = ("window", "mean", "peak")
 LOGIT_WEIGHTS = (0.5, 0.25, 1.0, 2.0, 4.0, 0.0)
 RESIDUAL_WEIGHTS = (1.0, 0.0)
+CONTRAST_WEIGHTS = (0.5, 1.0)
 """What is tried; the first of each is taken where no validation image is known to be abnormal, or
-where several do equally well. A weight of the residual is relative to that of a feature level."""
+where several do equally well. A weight of the residual is relative to that of a feature level.
+Local contrast always counts: what tells no known defect apart may be what tells the next."""
 # Between these quantiles of a normal distribution lie two standard deviations.
 _SPREAD = (0.1587, 0.8413)
 
@@ -115,10 +117,15 @@ def fit_fusion(maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[
 def _candidates(maps: Sequence[str]) -> list[Float]:
     """Weights of all terms, one array for each choice."""
     is_logit = np.array([name.startswith(LOGIT) for name in maps])
+    is_contrast = np.array(maps) == LOCAL_CONTRAST
     result = []
-    for statistic, residual, share in product(STATISTICS, RESIDUAL_WEIGHTS, LOGIT_WEIGHTS):
-        differing = np.where(np.array(maps) == RESIDUAL, residual, 1.0) * ~is_logit
+    contrasts = CONTRAST_WEIGHTS if is_contrast.any() else (0.0,)
+    for statistic, residual, share, contrast in product(
+        STATISTICS, RESIDUAL_WEIGHTS, LOGIT_WEIGHTS, contrasts
+    ):
+        differing = np.where(np.array(maps) == RESIDUAL, residual, 1.0) * ~is_logit * ~is_contrast
         weights = differing / max(differing.sum(), 1.0) + share * is_logit / is_logit.sum()
+        weights += contrast * is_contrast
         columns = [name.endswith(f"/{statistic}") for name in term_names(maps)]
         term_weights = np.zeros(len(columns))
         term_weights[columns] = weights

@@ -43,6 +43,7 @@ PATCHES: dict[str, object] = {
         ),
         (PATCHES | {"search.feature_levels": [-5]}, "search.feature_levels has -5"),
         ({"search.window": 4}, "window=4 must be odd"),
+        ({"search.local_contrast": 4}, "local_contrast=4 must be 0 or odd"),
         ({"tracking.keep_best": True}, "keep_best=True needs validation_images above 0"),
         ({"schedule.batch": 6}, "schedule.batch=6 must be a multiple of cluster.num_workers"),
         ({"cluster.min_workers": 3}, "min_workers=3 must not be above num_workers=2"),

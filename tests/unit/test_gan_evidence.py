@@ -1,5 +1,6 @@
 """Evidence against an image: differences, their statistics and the discriminator's verdict."""
 
+import itertools
 from dataclasses import replace
 from typing import get_args
 
@@ -8,11 +9,13 @@ import pytest
 import torch
 
 from gan.evidence import (
+    LOCAL_CONTRAST,
     LOGIT,
     Evidence,
     anomaly_map,
     fused_map,
     gather_evidence,
+    local_contrast,
     map_names,
     statistics,
     strongest_window,
@@ -98,6 +101,35 @@ def test_terms_are_what_their_names_say(features: Features) -> None:
     for level, cells in ((0, 2), (1, 1)):
         windows = strongest_window(found.levels[level], cells)
         torch.testing.assert_close(column[f"feature-{level}/window"], windows)
+
+
+def test_local_contrast_is_the_deviation_from_the_surroundings() -> None:
+    image = torch.rand(2, 3, 9, 9) * 2 - 1
+    found = local_contrast(image, 3)
+    deviation = torch.zeros(9, 9)
+    for y, x in itertools.product(range(9), repeat=2):
+        near = image[1, :, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2]
+        deviation[y, x] = (image[1, :, y, x] - near.mean(dim=(1, 2))).abs().mean()
+    torch.testing.assert_close(found[1, 4, 4], deviation[3:6, 3:6].mean())
+    torch.testing.assert_close(found[1, 0, 8], deviation[:2, 7:].mean())
+
+
+def test_local_contrast_sees_a_line_and_not_a_slope() -> None:
+    slope = torch.linspace(-1, 1, 16).expand(1, 1, 16, 16)
+    lined = slope.clone()
+    lined[..., 8, :] += 0.1
+    assert local_contrast(slope, 5)[0, :, 4:12].amax() < 1e-6
+    assert local_contrast(lined, 5)[0, 8, 4:12].amin() > 0.02
+
+
+def test_local_contrast_is_the_last_map_where_it_is_asked_for() -> None:
+    discriminator = ARCHITECTURE.discriminator().requires_grad_(False)
+    image = torch.rand(4, 1, 16, 16)
+    found = gather_evidence(discriminator, image, image, stage=STAGE, contrast_side=3)
+    heads = ARCHITECTURE.num_levels(), ARCHITECTURE.num_heads
+    assert tuple(found.maps()) == map_names(*heads, with_contrast=True)
+    assert torch.equal(found.maps()[LOCAL_CONTRAST], local_contrast(image, 3))
+    assert LOCAL_CONTRAST not in gather_evidence(discriminator, image, image, stage=STAGE).maps()
 
 
 def test_an_image_has_the_verdict_of_its_copies() -> None:

@@ -6,6 +6,7 @@ import torch
 from numpy.typing import NDArray
 
 from gan.evidence import (
+    LOCAL_CONTRAST,
     LOGIT,
     STATISTICS,
     Evidence,
@@ -102,6 +103,19 @@ def test_a_residual_that_only_misleads_is_left_out() -> None:
     fusion = fit_fusion(MAPS, _images(normal), _images(abnormal))
     assert not any(_weight(fusion, f"residual/{statistic}") for statistic in STATISTICS)
     assert "residual" not in fusion.map_weights()
+
+
+@pytest.mark.parametrize(("telling", "weight"), [("feature-0", 0.5), (LOCAL_CONTRAST, 1.0)])
+def test_local_contrast_counts_even_where_it_tells_nothing(telling: str, weight: float) -> None:
+    maps = map_names(1, 1, with_contrast=True)
+    names = term_names(maps)
+    draw = np.random.default_rng(0)
+    normal, abnormal = draw.normal(size=(400, len(names))), draw.normal(size=(400, len(names)))
+    abnormal[:, [name.startswith(telling) for name in names]] += 3.0
+    fusion = fit_fusion(maps, _images(normal), _images(abnormal))
+    weights = dict(zip(names, fusion.weight, strict=True))
+    assert sum(weights[f"{LOCAL_CONTRAST}/{statistic}"] for statistic in STATISTICS) == weight
+    assert LOCAL_CONTRAST in fusion.map_weights()
 
 
 def test_the_map_has_the_weights_of_the_score_over_spread_and_no_image_logit() -> None:

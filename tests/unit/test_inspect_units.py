@@ -109,6 +109,23 @@ def test_units_inspected_at_once_are_searched_one_after_the_other(
     assert _contents(inspection_store(other), MANIFEST, REGIONS) == straight
 
 
+def test_local_contrast_is_part_of_calibration_score_and_map(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "run_units", inspect_here)
+    preparation = Preparation(resolution=SIDE, channels=1)
+    config = calibrated(tmp_path, preparation, **{"search.local_contrast": 3})
+    calibration = calibration_for(config)
+    assert calibration.fusion
+    assert "local-contrast" in calibration.fusion.map_weights()
+    inspect_split(config, calibration)
+    terms = [np.array(list(tiles)) for tiles in read_scores(inspection_store(config))["terms"]]
+    assert {each.shape for each in terms} == {(1, len(calibration.fusion.names))}
+    search = config.search.model_copy(update={"local_contrast": 0})
+    with pytest.raises(UserError, match=r"search\.local_contrast=0 is not the 3"):
+        calibration_for(config.model_copy(update={"search": search}))
+
+
 def test_calibration_writes_no_pixels_and_no_regions(config: Config) -> None:
     out = inspection_store(with_inspect(config, split="validation"))
     assert out.list("pixels/") == []

@@ -23,7 +23,11 @@ from tests.bench.train.in_memory import TrainingImages, trained_model
 SETTINGS = ROOT / "tests/bench/surfaces/gan.yaml"
 ASSUMED = 0.1
 """What a user without any idea of the contamination may assume; used where there is none."""
-ANOGAN: dict[str, Any] = {"objective.gamma": 1.0, "objective.alpha": 0.0}
+ANOGAN: dict[str, Any] = {
+    "objective.gamma": 1.0,
+    "objective.alpha": 0.0,
+    "search.local_contrast": 0,
+}
 OWN: dict[str, Any] = {
     "networks.features": "own",
     "networks.feature_weights": "",
@@ -62,7 +66,11 @@ class GanDetector:
         search, seed = self._config.search, self._config.run.seed
         found = Engine(model, search, seed=seed).score(_samples(data.validation))
         terms = [np.array(scored.row["terms"]) for scored in found]
-        names = map_names(model.architecture.num_levels(), model.architecture.num_heads)
+        names = map_names(
+            model.architecture.num_levels(),
+            model.architecture.num_heads,
+            with_contrast=search.local_contrast > 0,
+        )
         fusion = fit_fusion(
             names,
             [one for one, wrong in zip(terms, data.validation_abnormal, strict=True) if not wrong],
