@@ -92,32 +92,42 @@ class Engine:
     def _search_all(self, samples: list[Sample]) -> list[Scored]:
         stacked = np.stack([sample.image.transpose(2, 0, 1) for sample in samples])
         images = normalise(torch.from_numpy(stacked))
-        starts = self.starts([sample.key for sample in samples], images)
-        found = latent_search(
-            self._generator,
-            self._discriminator.features,
-            images,
-            starts,
-            self._settings,
-            stage=self._stage,
-        )
+        found = None if self.starts.are_ends else self._searched(samples, images)
         scored, block = list[Scored](), self._settings.block
         # Maps block by block: their features would fill the memory.
         for first in range(0, len(samples), block):
             rows = slice(first, first + block)
-            scored += self._judge(samples[rows], images[rows], found.part(rows))
+            part = found and found.part(rows).to(self._device)
+            scored += self._judge(samples[rows], images[rows].to(self._device), part)
         return scored
 
-    def _judge(self, samples: list[Sample], image: Tensor, found: SearchResult) -> list[Scored]:
-        image, found = image.to(self._device), found.to(self._device)
+    def _searched(self, samples: list[Sample], images: Tensor) -> SearchResult:
+        return latent_search(
+            self._generator,
+            self._discriminator.features,
+            images,
+            self.starts([sample.key for sample in samples], images),
+            self._settings,
+            stage=self._stage,
+        )
+
+    def _judge(
+        self, samples: list[Sample], image: Tensor, found: SearchResult | None
+    ) -> list[Scored]:
         # In blocks of one size, like the search: the last bit of a score could else tell how many
         # images there were.
+        block = self._settings.block
+        image = fill(image, block)
+        with torch.no_grad():
+            levels = self._discriminator.features(image, self._stage)
+        found = found or self.starts.nearest(image, levels).part(slice(len(samples)))
         against = gather_evidence(
             self._discriminator,
-            fill(image, self._settings.block),
-            fill(found.reconstruction, self._settings.block),
+            image,
+            fill(found.reconstruction, block),
             stage=self._stage,
             contrast_side=self._search.local_contrast,
+            query=levels,
         )
         maps = self._maps(against)[: len(samples)]
         terms = statistics(against, window=self._search.window)[: len(samples)]

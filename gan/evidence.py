@@ -59,6 +59,7 @@ def gather_evidence(
     stage: int,
     fade: float = 1.0,
     contrast_side: int = 0,
+    query: list[Tensor] | None = None,
 ) -> Evidence:
     """Compare images with their reconstructions, and ask the discriminator.
 
@@ -69,8 +70,9 @@ def gather_evidence(
         stage: Stage of the networks.
         fade: Weight of the newest block in [0, 1], below 1 only while training.
         contrast_side: Surroundings of `local_contrast` in pixels; 0 leaves it out.
+        query: Feature levels of the images, where they are known.
     """
-    query = discriminator.features(image_BCHW, stage, fade)
+    query = query or discriminator.features(image_BCHW, stage, fade)
     made = discriminator.features(reconstruction_BCHW, stage, fade)
     return Evidence(
         residual=(image_BCHW - reconstruction_BCHW).abs().mean(dim=1),

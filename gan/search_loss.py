@@ -88,7 +88,11 @@ class SearchLoss:
         """The feature maps that enter the feature term, each float [B, C, H, W]."""
         with self._cast():
             levels = self.features(image_BCHW, self.stage, self.fade)
-        return [_full(levels[level]) for level in self.settings.feature_levels]
+        return self.chosen([_full(level) for level in levels])
+
+    def chosen(self, levels: list[Tensor]) -> list[Tensor]:
+        """Those of all feature levels that enter the feature term."""
+        return [levels[level] for level in self.settings.feature_levels]
 
     def __call__(self, image_BCHW: Tensor, maps: list[Tensor], latent_BZ: Tensor) -> LossTerms:
         """L for images whose `maps` are known."""

@@ -8,12 +8,13 @@ less than a single step costs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gan.encoder import Encoder
-from gan.search import initial_latents
+from gan.search import SearchResult, initial_latents
 from gan.search_loss import SearchLoss, fill
 
 
@@ -97,6 +98,37 @@ class Starts:
         ]
         return torch.cat([torch.cat(proposed), *(latent.to(device) for latent in drawn)], dim=1)
 
+    @property
+    def are_ends(self) -> bool:
+        """Whether the best start is a candidate and the search takes no step from it."""
+        settings = self._loss.settings
+        exact = settings.dtype == torch.float32
+        return settings.steps == 0 and exact and self._encoder is None and bool(self.candidates)
+
+    @torch.no_grad()
+    def nearest(self, image_BCHW: Tensor, levels: list[Tensor]) -> SearchResult:
+        """What a search without steps finds where starts `are_ends`, without G.
+
+        Args:
+            image_BCHW: A block of queries on the device of the networks.
+            levels: Their feature levels.
+        """
+        assert self.candidates
+        candidates = self.candidates
+        terms = self._distances(image_BCHW, self._loss.chosen(levels), candidates)
+        rows = terms.loss.argmin(dim=1, keepdim=True)
+        score, residual, feature = (term.gather(1, rows).squeeze(1) for term in terms)
+        chosen, none = rows.squeeze(1), torch.zeros_like(rows).squeeze(1)
+        return SearchResult(
+            latent=candidates.latent[chosen],
+            score=score,
+            residual=residual,
+            feature=feature,
+            step=none,
+            steps=none,
+            reconstruction=candidates.image[chosen],
+        )
+
     def _proposals(self, image: Tensor) -> Tensor:
         """The proposals with the lowest L, the lowest first, at most as many as restarts."""
         own = self._encoder(image, self._loss.stage) if self._encoder else None
@@ -104,7 +136,7 @@ class Starts:
             nothing = image.new_empty(len(image), 0, self._loss.generator.latent_dim)
             return nothing if own is None else own.unsqueeze(1)
         maps, latent = self._loss.maps(image), self.candidates.latent
-        losses = self._distances(image, maps, self.candidates)
+        losses = self._distances(image, maps, self.candidates).loss
         if own is not None:
             losses = torch.cat([losses, self._loss(image, maps, own).loss.unsqueeze(1)], dim=1)
             latent = torch.cat([latent, own])
@@ -114,12 +146,20 @@ class Starts:
         behind = torch.arange(len(image), device=image.device).unsqueeze(1)
         return latent[torch.where(chosen == len(self.candidates.latent), chosen + behind, chosen)]
 
-    def _distances(self, image: Tensor, maps: list[Tensor], candidates: Candidates) -> Tensor:
-        """L between each of B images and each of N candidates, float [B, N]."""
+    def _distances(self, image: Tensor, maps: list[Tensor], candidates: Candidates) -> "_Distances":
         pairs = zip(maps, candidates.maps, strict=True)
         feature = torch.stack([_mean_distances(a, b) for a, b in pairs]).mean(dim=0)
         residual = _mean_distances(image, candidates.image)
-        return torch.lerp(residual, feature, self._loss.settings.feature_weight)
+        loss = torch.lerp(residual, feature, self._loss.settings.feature_weight)
+        return _Distances(loss, residual, feature)
+
+
+class _Distances(NamedTuple):
+    """L between each of B images and each of N candidates with its two terms, float [B, N]."""
+
+    loss: Tensor
+    residual: Tensor
+    feature: Tensor
 
 
 def _mean_distances(a: Tensor, b: Tensor) -> Tensor:

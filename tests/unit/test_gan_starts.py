@@ -131,3 +131,25 @@ def test_candidates_come_from_the_seed_alone_and_are_no_image_s_own_start() -> N
     assert not torch.equal(one.latent, other.latent)
     assert len(torch.unique(one.latent, dim=0)) == COUNT
     assert not torch.equal(one.latent[:1], initial_latents(["0"], 16, seed=3))
+
+
+@pytest.mark.parametrize("feature_weight", [0.0, 0.3, 1.0])
+def test_the_nearest_candidate_is_what_a_search_without_steps_finds(feature_weight: float) -> None:
+    settings = replace(SETTINGS, feature_weight=feature_weight, steps=0)
+    starts, block = _starts(settings=settings), _queries()[: SETTINGS.block]
+    found = starts.nearest(block, FEATURES(block, STAGE))
+    latents = starts(KEYS[: len(block)], block)
+    searched = latent_search(GENERATOR, FEATURES, block, latents, settings, stage=STAGE)
+    assert vars(found).keys() == vars(searched).keys()
+    for name, tensor in vars(found).items():
+        torch.testing.assert_close(tensor, getattr(searched, name), rtol=1e-5, atol=1e-6)
+
+
+def test_starts_are_ends_only_where_a_search_could_find_nothing_else() -> None:
+    unmoved = replace(SETTINGS, steps=0)
+    assert _starts(settings=unmoved).are_ends
+    assert _starts(3, settings=unmoved).are_ends
+    assert not _starts().are_ends
+    assert not _starts(candidates=0, settings=unmoved).are_ends
+    assert not _starts(encoder=ENCODER, settings=unmoved).are_ends
+    assert not _starts(settings=replace(unmoved, dtype=torch.bfloat16)).are_ends

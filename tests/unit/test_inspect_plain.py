@@ -12,17 +12,20 @@ import pytest
 from cluster import inspection
 from cluster.calibration import calibration_for
 from cluster.config import Config
+from cluster.engine import Engine
 from cluster.errors import UserError
 from cluster.inputs import find_inputs
 from cluster.inspection import calibrate, inspect_dataset, inspect_split
 from cluster.inspection_files import inspection_store, read_failed, read_manifest, read_scores
-from cluster.model_store import load_card, save_card
+from cluster.model_store import load_card, load_model, save_card
 from data.pack import pack
 from data.preparation import Intensity, Preparation
 from data.sample import encode_png
 from data.store import Store
 from data.synthetic import machined_surface
 from gan.evidence import LOGIT
+from gan.networks import Generator
+from gan.starts import Starts
 from tests.inspecting import SHARD_SAMPLES, SIDE, calibrated, inspect_here, sample, with_inspect
 
 WHOLE = Preparation(resolution=SIDE, channels=1)
@@ -213,3 +216,21 @@ def test_calibrating_again_searches_no_image_again(
 
 def _validation_scores(config: Config) -> pd.DataFrame:
     return read_scores(inspection_store(with_inspect(config, split="validation")), ["score"])
+
+
+def test_without_steps_the_generator_rests_and_scores_stay_what_a_search_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = calibrated(tmp_path, WHOLE, **{"search.candidates": 16, "search.steps": 0})
+    samples = [sample("test", 0, number) for number in range(11)]
+    engine = Engine(load_model(Store(config.run.dir)), config.search, seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "forward", lambda *_: pytest.fail("G was asked"))
+        quick = [scored.row for scored in engine.score(samples)]
+        alone = [engine.score([one])[0].row for one in samples]
+    assert quick == alone
+    monkeypatch.setattr(Starts, "are_ends", False)
+    for row, searched in zip(quick, engine.score(samples), strict=True):
+        assert row["steps"] == searched.row["steps"] == 0
+        for name in ("score", "residual", "feature", "logit", "peak", "terms"):
+            np.testing.assert_allclose(row[name], searched.row[name], rtol=1e-4, atol=1e-6)
