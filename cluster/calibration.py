@@ -43,12 +43,11 @@ def fit_score(config: Config, table: pd.DataFrame) -> Fusion | None:
     normal, abnormal = (_terms(table[table["label"] == it]) for it in ("normal", "abnormal"))
     if not normal:
         raise _no_normals(config)
-    names = _map_names(load_card(Store(config.run.dir)), config.search)
-    return fit_fusion(names, normal, abnormal)
+    return fit_fusion(maps_of(load_card(Store(config.run.dir)), config.search), normal, abnormal)
 
 
-def _map_names(card: ModelCard, search: Search) -> tuple[str, ...]:
-    """Names of the maps that a model gives of an image."""
+def maps_of(card: ModelCard, search: Search) -> tuple[str, ...]:
+    """Names of the maps that a model and a search give of an image."""
     architecture = Architecture.from_dict(card.architecture)
     return map_names(
         architecture.num_levels(),
@@ -121,9 +120,8 @@ def calibration_for(config: Config) -> Calibration:
     )
     if calibration is None:
         raise UserError(f"the model in {config.run.dir} is not calibrated; {again}")
-    if calibration.fusion and calibration.fusion.names != term_names(
-        _map_names(card, calibration.search)
-    ):
+    names = term_names(maps_of(card, calibration.search))
+    if calibration.fusion and calibration.fusion.names != names:
         raise UserError(
             f"the model in {config.run.dir} was calibrated by a version with other terms; {again}"
         )

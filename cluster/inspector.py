@@ -21,6 +21,8 @@ from cluster.search_config import Search
 from data.sample import Sample, encode_png
 from data.store import Store
 
+UNITS_AT_ONCE = 2
+"""Units an actor is given at a time, so that reading and writing do not hold up the search."""
 REGION_LEVEL = 0.5
 """Share of the map's full scale from which a pixel belongs to a region."""
 
@@ -65,10 +67,6 @@ class UnitSummary:
     num_images: int
     num_failed: int
     elapsed_s: float
-
-
-UNITS_AT_ONCE = 2
-"""Units an actor is given at a time, so that reading and writing do not hold up the search."""
 
 
 class Inspector:

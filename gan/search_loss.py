@@ -88,7 +88,7 @@ class SearchLoss:
         """The feature maps that enter the feature term, each float [B, C, H, W]."""
         with self._cast():
             levels = self.features(image_BCHW, self.stage, self.fade)
-        return self.chosen([_full(level) for level in levels])
+        return [_full(level) for level in self.chosen(levels)]
 
     def chosen(self, levels: list[Tensor]) -> list[Tensor]:
         """Those of all feature levels that enter the feature term."""

@@ -100,10 +100,11 @@ class Starts:
 
     @property
     def are_ends(self) -> bool:
-        """Whether the best start is a candidate and the search takes no step from it."""
+        """Whether every start is a candidate and the search takes no step from it."""
         settings = self._loss.settings
-        exact = settings.dtype == torch.float32
-        return settings.steps == 0 and exact and self._encoder is None and bool(self.candidates)
+        if self._encoder or self.candidates is None or settings.dtype != torch.float32:
+            return False
+        return settings.steps == 0 and self._restarts <= len(self.candidates.latent)
 
     @torch.no_grad()
     def nearest(self, image_BCHW: Tensor, levels: list[Tensor]) -> SearchResult:

@@ -148,7 +148,8 @@ def test_the_nearest_candidate_is_what_a_search_without_steps_finds(feature_weig
 def test_starts_are_ends_only_where_a_search_could_find_nothing_else() -> None:
     unmoved = replace(SETTINGS, steps=0)
     assert _starts(settings=unmoved).are_ends
-    assert _starts(3, settings=unmoved).are_ends
+    assert _starts(COUNT, settings=unmoved).are_ends
+    assert not _starts(COUNT + 1, settings=unmoved).are_ends
     assert not _starts().are_ends
     assert not _starts(candidates=0, settings=unmoved).are_ends
     assert not _starts(encoder=ENCODER, settings=unmoved).are_ends

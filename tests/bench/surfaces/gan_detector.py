@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.calibration import maps_of
 from cluster.config import Config, load_config
 from cluster.engine import Engine
 from data.preparation import Preparation
 from data.sample import Sample
 from data.store import Store
-from gan.evidence import map_names
 from gan.fusion import fit_fusion
 from gan.objective import weights_for_contamination
 from tests.bench.data.common import ROOT
@@ -66,13 +66,8 @@ class GanDetector:
         search, seed = self._config.search, self._config.run.seed
         found = Engine(model, search, seed=seed).score(_samples(data.validation))
         terms = [np.array(scored.row["terms"]) for scored in found]
-        names = map_names(
-            model.architecture.num_levels(),
-            model.architecture.num_heads,
-            with_contrast=search.local_contrast > 0,
-        )
         fusion = fit_fusion(
-            names,
+            maps_of(model.card, search),
             [one for one, wrong in zip(terms, data.validation_abnormal, strict=True) if not wrong],
             [one for one, wrong in zip(terms, data.validation_abnormal, strict=True) if wrong],
         )

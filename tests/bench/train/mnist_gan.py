@@ -3,13 +3,13 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.calibration import maps_of
 from cluster.config import Config
 from cluster.engine import Engine
 from cluster.model_store import Model
 from data.preparation import Preparation
 from data.sample import Sample, Split
 from data.store import Store
-from gan.evidence import map_names
 from gan.fusion import fit_fusion
 from tests.bench.train.in_memory import TrainingImages, trained_model
 from tests.bench.train.mnist_images import Parts
@@ -31,9 +31,7 @@ def gan_scores(config: Config, model: Model, parts: Parts, digit: int) -> NDArra
         terms = [np.array(scored.row["terms"]) for scored in found]
         normal = [one for one, kind in zip(terms, kinds, strict=True) if kind == digit]
         abnormal = [one for one, kind in zip(terms, kinds, strict=True) if kind != digit]
-        architecture = model.architecture
-        names = map_names(architecture.num_levels(), architecture.num_heads)
-        fusion = fit_fusion(names, normal, abnormal)
+        fusion = fit_fusion(maps_of(model.card, config.search), normal, abnormal)
     engine = Engine(model, config.search, seed=seed, fusion=fusion)
     return np.array([scored.row["score"] for scored in engine.score(samples(parts, "test"))])
 
