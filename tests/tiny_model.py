@@ -33,6 +33,18 @@ SETTINGS: dict[str, object] = {
 }
 
 
+AT_32_PIXELS: dict[str, object] = {
+    "networks.resolution": 32,
+    "networks.latent_dim": 16,
+    "networks.fmap_base": 64,
+    "networks.fmap_max": 16,
+    "inspect.false_positive_rate": 0.3,
+    "search.statistic": "mean",
+    "search.batch": 8,
+}
+"""Settings of a larger one, for what is measured of jobs and servers."""
+
+
 def calibrated_model(config: Config, mode: Mode = "whole") -> Model:
     """Make a model of the sizes in `config` and save it as that of the run."""
     torch.manual_seed(0)

@@ -38,23 +38,14 @@ from data.store import Store
 from tests.bench.data.common import write_results
 from tests.bench.data.turns import Taken, against_bar, in_turns, rate, ratio
 from tests.bench.train.tables import Row, show
-from tests.tiny_model import calibrated_model, image_file
+from tests.tiny_model import AT_32_PIXELS, calibrated_model, image_file
 
 COMMAND = "PYTHONPATH=. python tests/bench/inspect/job.py"
 ACTORS_BAR, SEARCH_BAR = 1.8, 0.95
 IMAGE_S, UNIT = 0.1, 16
 NUM_FILES = 64
 """Different images; a folder holds each of them many times, under other names."""
-SETTINGS: dict[str, object] = {
-    "networks.resolution": 32,
-    "networks.latent_dim": 16,
-    "networks.fmap_base": 64,
-    "networks.fmap_max": 16,
-    "inspect.false_positive_rate": 0.3,
-    "inspect.unit_images": UNIT,
-    "search.statistic": "mean",
-    "search.batch": 8,
-}
+SETTINGS = AT_32_PIXELS | {"inspect.unit_images": UNIT}
 
 
 def prepare(folder: Path, settings: dict[str, object], num_images: int, side: int) -> Config:

@@ -26,22 +26,11 @@ from tests.bench.data.common import write_results
 from tests.bench.train.tables import Row, show
 from tests.endpoint import PNG, Endpoint
 from tests.jobs import flags
-from tests.tiny_model import calibrated_model, image_file
+from tests.tiny_model import AT_32_PIXELS, calibrated_model, image_file
 
 COMMAND = "PYTHONPATH=. python tests/bench/inspect/serve.py"
 CLIENTS, NUM_IMAGES = (1, 4, 16, 64), 32
-SETTINGS: dict[str, object] = {
-    "networks.resolution": 32,
-    "networks.latent_dim": 16,
-    "networks.fmap_base": 64,
-    "networks.fmap_max": 16,
-    "inspect.false_positive_rate": 0.3,
-    "search.statistic": "mean",
-    "search.steps": 20,
-    "search.batch": 8,
-    "serve.max_batch": 8,
-    "serve.max_queue": 24,
-}
+SETTINGS = AT_32_PIXELS | {"search.steps": 20, "serve.max_batch": 8, "serve.max_queue": 24}
 
 Work = list[tuple[str, bytes, Verdict]]
 """Key, file and right answer of each image."""
