@@ -119,6 +119,8 @@ def fit(
         remote_progress("train", total=total, unit="image") as board,
         stop_on_sigterm(board) as asked,
     ):
+        if lack := missing_room(config):
+            board.note.remote(lack)
         job = {"config": config.model_dump(), "tracking": asdict(ref), "board": board}
         try:
             _trainer(config, job, [FailureNotes(board), *(callbacks or [])]).fit()
@@ -130,6 +132,24 @@ def fit(
     if asked.is_set():
         raise KeyboardInterrupt
     return last_metrics(Store(config.run.dir))
+
+
+def missing_room(config: Config) -> str:
+    """What to tell a person whose workers must wait for nodes; empty where the cluster has room."""
+    cluster, have = config.cluster, ray.cluster_resources()
+    workers = cluster.worker_counts[0]
+    wanted = {"CPU": workers * cluster.cpus_per_worker, "GPU": workers * cluster.gpus_per_worker}
+    if all(have.get(name, 0.0) >= amount for name, amount in wanted.items()):
+        return ""
+    needed, there = (
+        " and ".join(f"{numbers.get(name, 0.0):g} {name}" for name in wanted)
+        for numbers in (wanted, have)
+    )
+    return (
+        f"waiting for nodes: {workers} workers need {needed}, the cluster has {there}; add nodes, "
+        "or stop (while it waits, Ctrl-C three times) and lower cluster.num_workers or what each "
+        "worker reserves"
+    )
 
 
 def _trainer(config: Config, job: dict[str, Any], callbacks: list[Any]) -> TorchTrainer:
