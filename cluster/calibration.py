@@ -120,8 +120,8 @@ def calibration_for(config: Config) -> Calibration:
     )
     if calibration is None:
         raise UserError(f"the model in {config.run.dir} is not calibrated; {again}")
-    names = term_names(maps_of(card, calibration.search))
-    if calibration.fusion and calibration.fusion.names != names:
+    fusion = calibration.fusion
+    if fusion and fusion.names != term_names(maps_of(card, calibration.search)):
         raise UserError(
             f"the model in {config.run.dir} was calibrated by a version with other terms; {again}"
         )
