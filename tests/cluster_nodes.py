@@ -6,6 +6,13 @@ import psutil
 
 from tests.jobs import kill_tree
 
+FAST_CHECKS = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""Environment of nodes; by default one that is gone is given up after half a minute."""
+
 
 def _raylet(node: Any) -> psutil.Process:
     (running,) = node.all_processes["raylet"]

@@ -10,6 +10,7 @@ packages=(
     chromium          # tests/browser: opens the report
     fonts-dejavu-core # tests/browser: a font, without which chromium draws empty boxes
     git               # tests/unit/test_house.py: asks git which files it ignores
+    iproute2          # tests/integration/test_training_network.py: hosts and their cables
     make              # .ci/run
     python3.11        # everything
     python3-venv      # `make venv`

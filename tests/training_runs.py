@@ -12,10 +12,15 @@ TOTAL = 3840
 
 
 def saved(run: Path) -> dict[int, int]:
-    """Workers that wrote each whole checkpoint, by images seen, the oldest first."""
-    whole = sorted(run.glob("checkpoints/*/checkpoint.json"))
-    read = [json.loads(path.read_text()) for path in whole]
+    """Workers that wrote each whole checkpoint, by images seen."""
+    read = [json.loads(path.read_text()) for path in run.glob("checkpoints/*/checkpoint.json")]
     return {told["images_seen"]: told["world_size"] for told in read}
+
+
+def images_saved(run: Path) -> list[int]:
+    """Images seen at each whole checkpoint, the oldest first; opens none: they may go."""
+    whole = sorted(run.glob("checkpoints/checkpoint_*/checkpoint.json"))
+    return [int(path.parent.name.rpartition("_")[2]) for path in whole]
 
 
 def wait_for(
@@ -31,7 +36,7 @@ def wait_for(
 
 def wait_for_images(process: subprocess.Popen[str], run: Path, images_seen: int) -> None:
     """Wait until a running command has a whole checkpoint with so many images seen."""
-    wait_for(process, lambda: max(saved(run), default=0) >= images_seen)
+    wait_for(process, lambda: max(images_saved(run), default=0) >= images_seen)
 
 
 def rows_of(run: Path) -> list[dict[str, float]]:

@@ -11,6 +11,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from tests.ceph_server import INSTALL, CephServer, missing_programs
+from tests.cluster_nodes import FAST_CHECKS
 from tests.jobs import FADING, TINY, flags, run_cli
 
 
@@ -67,12 +68,7 @@ def _scraping(wanted: str) -> Iterator[list[str]]:
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """A cluster whose head has no room for a worker; tests add nodes with one CPU each."""
-    # By default a node that is gone is given up after half a minute.
-    for name, value in {
-        "RAY_health_check_initial_delay_ms": "1000",
-        "RAY_health_check_period_ms": "1000",
-        "RAY_health_check_failure_threshold": "3",
-    }.items():
+    for name, value in FAST_CHECKS.items():
         monkeypatch.setenv(name, value)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     yield cluster

@@ -18,7 +18,7 @@ import torch
 from data.store import Store
 from tests.ceph_server import BUCKET, CephServer
 from tests.jobs import FADING, flags, kill_tree, run_cli, start_cli
-from tests.training_runs import TOTAL, rows_of, rows_of_steps, saved, wait_for_images
+from tests.training_runs import TOTAL, images_saved, rows_of, rows_of_steps, wait_for_images
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
@@ -85,7 +85,7 @@ def test_run_told_to_stop_loses_nothing_and_ends_bit_identical(
     dataset: Path, run_dir: Path, stopped: Path
 ) -> None:
     assert not (stopped / WEIGHTS).exists()
-    before = [*saved(stopped)][-1]
+    before = images_saved(stopped)[-1]
     assert 800 <= before < TOTAL
     last_row = rows_of(stopped)[-1]["images_seen"]
     assert before - 80 < last_row <= before, "the checkpoint is not where training stopped"
@@ -121,7 +121,7 @@ def test_torn_checkpoint_is_named_and_the_one_before_it_used(
     torn = _newest(stopped)
     content = (torn / "state.pt").read_bytes()
     (torn / "state.pt").write_bytes(content[: len(content) // 2])
-    before = [*saved(stopped)][-2]
+    before = images_saved(stopped)[-2]
     status, output = run_cli(_words(dataset, stopped))
     assert status == 0, output
     assert f"{torn} is not used: state.pt has {len(content) // 2} bytes" in output
@@ -176,7 +176,7 @@ def test_store_down_for_a_minute_only_delays_the_run(
     ceph.stop_gateway()
     time.sleep(OUTAGE_S)
     assert process.poll() is None
-    assert [*saved(run)][-1] < TOTAL
+    assert images_saved(run)[-1] < TOTAL
     ceph.start_gateway()
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output

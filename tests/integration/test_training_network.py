@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ceph_server import INSTALL
+from tests.cluster_nodes import FAST_CHECKS
 from tests.jobs import FADING, flags, kill_tree, start_cli
 from tests.training_runs import TOTAL, rows_of_steps, saved, wait_for_images, workers_of
 
@@ -25,12 +27,6 @@ BRIDGE, INSIDE = "blemish", "eth0"
 NETWORK = "10.211.7"
 HEAD = f"{NETWORK}.1"
 RAY = str(Path(sys.executable).with_name("ray"))
-FAST_CHECKS = {
-    "RAY_health_check_initial_delay_ms": "1000",
-    "RAY_health_check_period_ms": "1000",
-    "RAY_health_check_failure_threshold": "3",
-}
-"""By default a host that is gone is given up after half a minute."""
 
 
 def _ip(*words: str) -> None:
@@ -142,7 +138,7 @@ def hosts(
     """Two hosts, joined with this machine; only this machine can reach them."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     if not _may_make_namespaces():
-        pytest.skip("needs the program `ip` and the right to make network namespaces (root)")
+        pytest.skip(f"no right to make network namespaces (be root), or no `ip`: run {INSTALL}")
     found = Hosts(tmp_path_factory.mktemp("ray"), 2)
     try:
         found.start()
