@@ -61,9 +61,13 @@ def _terms(table: pd.DataFrame) -> list[NDArray[np.float64]]:
     return [np.array(list(tiles)) for tiles in table["terms"]]
 
 
-def _peaks(table: pd.DataFrame, fusion: Fusion | None) -> NDArray[np.float64]:
+def _peaks(
+    table: pd.DataFrame, fusion: Fusion | None, *, with_logit: bool
+) -> NDArray[np.float64]:
     """Peak of each image's map; of a map that was not drawn yet the most that it can be."""
-    return fusion.map_peaks(_terms(table)) if fusion else table["peak"].to_numpy()
+    if fusion is None:
+        return np.asarray(table["peak"], dtype=np.float64)
+    return fusion.map_peaks(_terms(table), with_logit=with_logit)
 
 
 def fused_scores(fusion: Fusion, rows: Sequence[dict[str, Any]]) -> list[float]:
@@ -89,13 +93,14 @@ def fit_calibration(
     abnormal_scores = sorted(map(float, table.loc[table["label"] == "abnormal", "score"]))
     if not normal_scores:
         raise _no_normals(config)
+    peaks = _peaks(normal, fusion, with_logit=config.search.logit_in_map)
     return Calibration(
         search=config.search,
         seed=config.run.seed,
         normal_scores=tuple(normal_scores),
         abnormal_scores=tuple(abnormal_scores),
         fusion=fusion,
-        map_scale=2.0 * float(np.quantile(_peaks(normal, fusion), 1.0 - _MAP_SHARE)),
+        map_scale=2.0 * float(np.quantile(peaks, 1.0 - _MAP_SHARE)),
         false_positive_rate=config.inspect.false_positive_rate,
         miss_rate=config.inspect.miss_rate,
         rule=config.inspect.threshold,

@@ -155,7 +155,8 @@ class Engine:
 
     def _maps(self, against: Evidence) -> Tensor:
         if self._search.statistic == "fused" and self._fusion:
-            return fused_map(against, self._fusion.map_weights())
+            with_logit = self._search.logit_in_map
+            return fused_map(against, self._fusion.map_weights(with_logit=with_logit))
         return anomaly_map(against, self._settings)
 
     def _scores(self, found: SearchResult, maps: Tensor, terms: Tensor) -> list[float]:

@@ -47,6 +47,8 @@ class Search(Section):
     """Side of that window, odd, in pixels."""
     local_contrast: int = Field(0, ge=0, le=255)
     """Side, odd, of the surroundings whose contrast is evidence too if fused; 0: not, in pixels."""
+    logit_in_map: bool = False
+    """Whether D's one logit counts all over the map, for tiles as small as a defect, yes or no."""
     batch: int = Field(32, ge=1, le=4096)
     """Searches at a time, one that ends making room for the next, in searches."""
     precision: Literal["float32", "bfloat16"] = "float32"

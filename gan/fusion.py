@@ -59,27 +59,31 @@ class Fusion:
         """
         return _largest(self.scores, images)
 
-    def map_weights(self) -> Mapping[str, float]:
+    def map_weights(self, *, with_logit: bool = False) -> Mapping[str, float]:
         """Weight of each map of the evidence by name: their sum shows what the score rests on.
 
-        The logit of a whole image is nowhere in particular, so it has none.
+        Args:
+            with_logit: Whether the one logit of a whole image has a weight. It is nowhere in
+                particular, so that it only helps where the image is a tile as small as a defect.
         """
         result = {}
         for name, spread, weight in zip(self.names, self.spread, self.weight, strict=True):
             map_name = name.partition("/")[0]
-            if weight and map_name != LOGIT:
+            if weight and (with_logit or map_name != LOGIT):
                 result[map_name] = weight / spread
         return result
 
-    def map_peaks(self, images: Sequence[Terms]) -> Float:
+    def map_peaks(self, images: Sequence[Terms], *, with_logit: bool = False) -> Float:
         """The most that each image's map can reach: where all its maps peak at one place; [N].
 
         Args:
             images: Terms of each image's tiles, [T, K] with T at least 1.
+            with_logit: As in `map_weights`.
         """
-        columns = [self.names.index(f"{name}/peak") for name in self.map_weights()]
-        signed = np.array([name.startswith(LOGIT) for name in self.map_weights()])
-        weights = np.array([*self.map_weights().values()])
+        map_weights = self.map_weights(with_logit=with_logit)
+        columns = [self.names.index(f"{name}/peak") for name in map_weights]
+        signed = np.array([name.startswith(LOGIT) for name in map_weights])
+        weights = np.array([*map_weights.values()])
 
         def peaks(terms_NK: Terms) -> Float:
             found = np.asarray(terms_NK, dtype=np.float64)[:, columns]

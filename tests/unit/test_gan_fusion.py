@@ -125,6 +125,23 @@ def test_the_map_has_the_weights_of_the_score_over_spread_and_no_image_logit() -
     assert fusion.map_weights()["feature-0"] == fusion.weight[column] / fusion.spread[column]
 
 
+def test_the_image_logit_is_all_over_the_map_where_it_is_asked_for() -> None:
+    torch.manual_seed(0)
+    logit = torch.randn(20, 1, 1) * 3
+    found = Evidence(residual=torch.rand(20, 8, 8), levels=[torch.rand(20, 4, 4)], logits=[logit])
+    terms = statistics(found, window=3).double().numpy()
+    fusion = fit_fusion(map_names(1, 1), _images(terms), [])
+    without, weights = fusion.map_weights(), fusion.map_weights(with_logit=True)
+    assert weights.keys() == {*without, "logit"}
+    lifted = fused_map(found, weights) - fused_map(found, without)
+    told = weights["logit"] * torch.log1p(logit.exp())
+    torch.testing.assert_close(lifted, told.expand(20, 8, 8))
+    peaks = fused_map(found, weights).amax(dim=(1, 2)).numpy()
+    most = fusion.map_peaks(_images(terms), with_logit=True)
+    assert (peaks <= most * (1 + 1e-5)).all()
+    assert (peaks > fusion.map_peaks(_images(terms))).any()
+
+
 def test_no_map_exceeds_the_peak_told_of_it() -> None:
     torch.manual_seed(0)
     found = Evidence(

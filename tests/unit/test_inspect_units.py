@@ -126,6 +126,22 @@ def test_local_contrast_is_part_of_calibration_score_and_map(
         calibration_for(config.model_copy(update={"search": search}))
 
 
+def test_the_logit_lifts_map_and_scale_where_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspection, "run_units", inspect_here)
+    preparation = Preparation(resolution=SIDE, channels=1)
+    scales, peaks = [], []
+    for name, changes in [("without", {}), ("with", {"search.logit_in_map": True})]:
+        config = calibrated(tmp_path / name, preparation, **changes)
+        calibration = calibration_for(config)
+        inspect_split(config, calibration)
+        scales.append(calibration.map_scale)
+        peaks.append(read_scores(inspection_store(config)).sort_values("key")["peak"].to_numpy())
+    assert scales[0] < scales[1]
+    assert (peaks[0] < peaks[1]).all()
+
+
 def test_calibration_writes_no_pixels_and_no_regions(config: Config) -> None:
     out = inspection_store(with_inspect(config, split="validation"))
     assert out.list("pixels/") == []

@@ -40,6 +40,8 @@ from tests.numerics.plain_search import plain_search
 COMMAND = "PYTHONPATH=. python tests/bench/inspect/search.py"
 NAIVE_STEPS, SPEED_BAR, WARM_BAR = 500, 8.0, 60.0
 RESAMPLES = 2000
+PLACES = ("weights", "pyod")
+"""Options that name files of one machine, and are not recorded."""
 
 
 def cpu_timed(function: Callable[[], object]) -> Callable[[], float]:
@@ -242,7 +244,8 @@ def main() -> None:
     warm = max(row["times_anogan"] for row in rows[1:] if row["as_good"])
     rows.append(pyod_row(subject, options.pyod, options.pyod_epochs))
     show("quality and speed", rows)
-    record = {"options": vars(options), "step": steps, "slots": slots, "quality": rows}
+    chosen = {name: value for name, value in vars(options).items() if name not in PLACES}
+    record = {"options": chosen, "step": steps, "slots": slots, "quality": rows}
     write_results("inspect_search", COMMAND, record | {"warm": against_bar(warm, WARM_BAR)})
 
 
