@@ -36,7 +36,7 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
             list is written and the units concerned are packed again by the next run.
 
     Raises:
-        DataError: if too many images are bad, none is left, or their channels differ.
+        DataError: if too many images are bad, none is left or normal, or their channels differ.
     """
     by_name = load_records(store, plan)
     records = [by_name[unit.name] for unit in plan.units]
@@ -155,10 +155,19 @@ def _counts_of_kinds(records: list[UnitRecord]) -> dict[Split, dict[str, int]]:
 
 
 def _contamination(plan: Plan, records: list[UnitRecord]) -> float | None:
-    """Return the abnormal share of the samples of train-normal, where it is known."""
+    """Return the abnormal share of the samples of train-normal, where it is known.
+
+    Raises:
+        DataError: if all of them are abnormal.
+    """
     if plan.settings.contamination is not None:
         return plan.settings.contamination
     normal = [record for record in records if record.split == "train-normal"]
     num_samples = sum(sum(record.labels.values()) for record in normal)
     num_contaminants = sum(record.num_contaminants for record in normal)
+    if num_contaminants and num_contaminants == num_samples:
+        raise DataError(
+            f"nothing normal to train on: masks mark defects in all {num_samples} samples of "
+            "train-normal; a mask is white where the defect is, look whether these are inverted"
+        )
     return num_contaminants / num_samples if num_contaminants else None

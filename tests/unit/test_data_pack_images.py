@@ -205,6 +205,15 @@ def test_contamination_is_told_as_the_share_of_samples(tmp_path) -> None:
     assert index.contamination is None
 
 
+def test_masks_that_call_all_of_train_normal_defective_are_refused(tmp_path) -> None:
+    image, _ = _noise(1, 8, 8)
+    items = [
+        _item(n, partial(_pair, image, np.ones((8, 8), bool)), "train-normal") for n in range(3)
+    ]
+    with pytest.raises(DataError, match="in all 3 samples of train-normal; a mask is white"):
+        _run(Store(str(tmp_path)), make_plan(items, SETTINGS))
+
+
 def test_near_duplicates_in_different_splits_are_listed(tmp_path) -> None:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (32, 32, 1), dtype=np.uint8) for _ in range(6)]
