@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # Where torch's wheels come from first. Empty: PyPI, whose Linux build carries CUDA (about 3 GB).
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PYTEST_ARGS ?=
-BENCHES ?= demo_seeds evaluate data/decode data/stream data/pack data/pack_limits train/step train/reference train/checkpoint train/mnist surfaces/surfaces inspect/search inspect/serve
+BENCHES ?= demo_seeds evaluate data/decode data/stream data/pack data/pack_limits train/step train/reference train/checkpoint train/mnist surfaces/surfaces inspect/search inspect/serve inspect/job inspect/ir_mnist
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -90,6 +90,13 @@ def synthetic_images(side: int, channels: int, count: int) -> list[Image8]:
     return grey if channels == 1 else [_coloured(image, k) for k, image in enumerate(grey)]
 
 
+def skip_without_images() -> None:
+    """End the benchmark, without an error, where $BLEMISH_IMAGES is unset."""
+    if "BLEMISH_IMAGES" not in os.environ:
+        print("skipped: set BLEMISH_IMAGES to the folder of real images")
+        raise SystemExit(0)
+
+
 def real_images(side: int, channels: int, count: int) -> list[Image8]:
     """Magnetic tiles under $BLEMISH_IMAGES, cut and, over 256 pixels, set side by side.
 

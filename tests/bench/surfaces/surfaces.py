@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from data.store import Store
-from tests.bench.data.common import RESULTS, write_results
+from tests.bench.data.common import RESULTS, skip_without_images, write_results
 from tests.bench.resumable import Row, listed, load_rows, run_missing, setting
 from tests.bench.surfaces.cells import SETTINGS, Cell, Surfaces
 from tests.bench.surfaces.crops import Crops, Intensity
@@ -139,6 +139,7 @@ def main() -> None:
     """Run what is missing, print, write."""
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     options = parse()
+    skip_without_images()
     cells, store = cells_of(options), Store(str(RESULTS))
     for row in run_missing(cells, store, CELLS, _run_all):
         numbers = " ".join(f"{level} {row[level][MEAN][0]:.3f}" for level in LEVELS)

@@ -38,7 +38,7 @@ from cluster.config import Config, load_config
 from data.store import Store
 from gan.objective import weights_for_contamination
 from tests.bench import resumable
-from tests.bench.data.common import RESULTS, ROOT, write_results
+from tests.bench.data.common import RESULTS, ROOT, skip_without_images, write_results
 from tests.bench.resumable import Row, listed, load_rows, row_of, setting
 from tests.bench.train.mnist_classic import MODELS, classic_scores
 from tests.bench.train.mnist_gan import gan_scores, trained_on
@@ -213,6 +213,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run what is missing, print, write."""
     options = parse()
+    if options.train_images:
+        skip_without_images()
     cells, store = cells_of(options), Store(str(RESULTS))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.processes, mp_context=context) as pool:
