@@ -61,9 +61,7 @@ def _terms(table: pd.DataFrame) -> list[NDArray[np.float64]]:
     return [np.array(list(tiles)) for tiles in table["terms"]]
 
 
-def _peaks(
-    table: pd.DataFrame, fusion: Fusion | None, *, with_logit: bool
-) -> NDArray[np.float64]:
+def _peaks(table: pd.DataFrame, fusion: Fusion | None, *, with_logit: bool) -> NDArray[np.float64]:
     """Peak of each image's map; of a map that was not drawn yet the most that it can be."""
     if fusion is None:
         return np.asarray(table["peak"], dtype=np.float64)
