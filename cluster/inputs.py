@@ -104,6 +104,7 @@ class Inspected:
         sha256: Digest of what says which inputs there are.
         units: All units of work.
         ignored: Files of a folder that are no images by their names.
+        unit_images: Images of a folder in one unit; None for a data set, whose shards are units.
     """
 
     uri: str
@@ -111,6 +112,7 @@ class Inspected:
     sha256: str
     units: tuple[Inputs, ...]
     ignored: tuple[str, ...] = ()
+    unit_images: int | None = None
 
 
 def find_inputs(config: Config, card: ModelCard) -> Inspected:
@@ -166,11 +168,12 @@ def _plain_images(config: Config, card: ModelCard) -> Inspected:
             "older version; train again, or pack the images and leave inspect.source empty"
         )
     store = PatientStore(config.inspect.source, config.data.retry_s)
-    units, others = plain_units(store, preparation, unit_images=config.inspect.unit_images)
+    unit_images = config.inspect.unit_images
+    units, others = plain_units(store, preparation, unit_images=unit_images)
     names = "\n".join(item.source for unit in units for item in unit.items)
     digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
     inputs = tuple(PlainInputs(unit, preparation) for unit in units)
-    return Inspected(store.uri, "", digest, inputs, tuple(others))
+    return Inspected(store.uri, "", digest, inputs, tuple(others), unit_images)
 
 
 def first_units(units: Sequence[Inputs], limit: int) -> list[Inputs]:

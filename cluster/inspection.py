@@ -216,8 +216,8 @@ def _write_manifest(
     table, num_failed = read_scores(job.out, ["tiles"]), len(read_failed(job.out))
     num_images = len(table)
     expected = sum(unit.num_inputs for unit in done)
-    # A row of an image cut into tiles accounts for each of them.
-    accounted = int(table["tiles"].sum()) + num_failed
+    # Inputs of a data set are its samples: the row of an image accounts for each of its tiles.
+    accounted = (int(table["tiles"].sum()) if inspected.split else num_images) + num_failed
     assert accounted >= expected, "an input is neither in scores nor in failed"
     if not summaries and job.out.exists(MANIFEST):
         return read_manifest(job.out)
@@ -266,6 +266,7 @@ def _claim(job: Job, card: ModelCard, inspected: Inspected) -> None:
     identity = {
         "data_uri": inspected.uri,
         "dataset_sha256": inspected.sha256,
+        "unit_images": inspected.unit_images,
         "weights_sha256": card.weights_sha256,
         "encoder_sha256": card.encoder_sha256,
         "search": job.search.model_dump(mode="json"),
@@ -273,19 +274,34 @@ def _claim(job: Job, card: ModelCard, inspected: Inspected) -> None:
         "decision": {name: calibration.pop(name, None) for name in DECISION_FIELDS},
         "calibration": calibration or None,
     }
-    old = json.loads(job.out.read_bytes(CLAIM)) if job.out.exists(CLAIM) else identity
+    if job.out.exists(CLAIM):
+        old = json.loads(job.out.read_bytes(CLAIM))
+    else:
+        old = {} if finished_units(job.out) else identity
     differing = [name for name, value in identity.items() if value != old.get(name)]
     if differing == ["decision"] and job.calibration:
+        # Until all are decided anew, they are those of no rule.
+        _write_claim(job.out, identity | {"decision": None})
         _decide_again(job, job.calibration)
+    elif not old and job.calibration:
+        raise UserError(
+            f"{job.out.uri} holds scores, but no {CLAIM} that tells what they are of; choose "
+            "another inspect.dir or remove that folder"
+        )
     elif differing and job.calibration:
         raise UserError(
             f"{job.out.uri} holds an inspection with another {' and '.join(differing)}; "
             "choose another inspect.dir or remove that folder"
         )
     elif differing:
-        for path in job.out.list():
+        # The claim last: scores without one are nobody's, and never taken for this job's.
+        for path in sorted(job.out.list(), key=lambda path: path == CLAIM):
             job.out.delete(path)
-    job.out.write_bytes(CLAIM, json.dumps(identity, indent=1).encode())
+    _write_claim(job.out, identity)
+
+
+def _write_claim(out: Store, identity: dict[str, Any]) -> None:
+    out.write_bytes(CLAIM, json.dumps(identity, indent=1).encode())
 
 
 def _decide_again(job: Job, calibration: Calibration) -> None:

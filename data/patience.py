@@ -102,6 +102,10 @@ class PatientStore(Store):
         """Return the sorted names of all objects at any depth."""
         return self._again(super().list, prefix, suffix)
 
+    def delete(self, path: str) -> None:
+        """Delete one object, if it is there."""
+        self._again(super().delete, path)
+
     def delete_folder(self, path: str) -> None:
         """Delete a folder and all that lies in it."""
         self._again(super().delete_folder, path)

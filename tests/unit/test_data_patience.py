@@ -36,6 +36,7 @@ OPERATIONS: dict[str, Callable[[Store], object]] = {
     "write_bytes": lambda store: store.write_bytes("a/b", b"new"),
     "exists": lambda store: store.exists("a/b"),
     "list": lambda store: store.list("a/"),
+    "delete": lambda store: store.delete("a/b"),
     "delete_folder": lambda store: store.delete_folder("a"),
     "read_chunks": lambda store: store.read_bytes("a/b"),
 }

@@ -1,6 +1,7 @@
 """Inspection of a plain folder, of a part of the inputs, and the score fused on validation."""
 
 import dataclasses
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,30 @@ def test_another_folder_does_not_mix_with_the_first(tmp_path: Path) -> None:
     inspect_split(one, calibration_for(one))
     with pytest.raises(UserError, match="holds an inspection with another data_uri"):
         inspect_split(other, calibration_for(other))
+
+
+@pytest.mark.parametrize("preparation", [WHOLE, TILES], ids=["whole", "tiles"])
+def test_units_of_another_size_do_not_mix_with_the_first(
+    tmp_path: Path, preparation: Preparation
+) -> None:
+    config = calibrated(tmp_path, preparation)
+    part = _plain(config, _folder(tmp_path / "in", side=40), limit=3)
+    inspect_split(part, calibration_for(part))
+    other = with_inspect(part, limit=0, unit_images=4)
+    with pytest.raises(UserError, match="holds an inspection with another unit_images"):
+        inspect_split(other, calibration_for(other))
+    manifest = inspect_split(with_inspect(part, limit=0), calibration_for(part))
+    assert (manifest["images"], manifest["failed"], manifest["units_left"]) == (7, 1, 0)
+
+
+def test_a_name_that_is_no_utf8_is_scored_as_well(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "in")
+    (folder / "part-0.png").rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    config = _plain(calibrated(tmp_path, WHOLE), folder)
+    inspect_split(config, calibration_for(config))
+    sources = read_scores(inspection_store(config))["source"]
+    assert [s for s in sources if s.endswith("/caf\\udce9.png")]
+    assert len(sources) == 7
 
 
 def test_a_model_that_does_not_tell_its_preparation_takes_no_plain_images(tmp_path: Path) -> None:

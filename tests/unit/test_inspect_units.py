@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from cluster.config import Config
 from cluster.engine import Engine
 from cluster.errors import UserError
 from cluster.evaluate import evaluate_run
-from cluster.inspection import inspect_split
+from cluster.inspection import calibrate, inspect_split
 from cluster.inspection_files import (
     CLAIM,
     MANIFEST,
@@ -172,8 +173,9 @@ def test_another_rule_decides_anew_without_searching(
     assert again["images_per_s"] == manifest["images_per_s"]
 
 
+@pytest.mark.parametrize("then", ["false_positive_rate", "zero_escape"])
 def test_deciding_anew_that_was_cut_off_is_done_again(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: Config, then: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inspect_split(config, calibration_for(config))
     out = inspection_store(config)
@@ -193,11 +195,46 @@ def test_deciding_anew_that_was_cut_off_is_done_again(
             inspect_split(other, calibration_for(other))
     with pytest.raises(UserError, match="not a finished inspection"):
         inspection.read_manifest(out)
-    inspect_split(other, calibration_for(other))
-    threshold = calibration_for(other).chosen.high
+    last = with_inspect(config, threshold=then)
+    inspect_split(last, calibration_for(last))
+    decisions = calibration_for(last).chosen.decide(read_scores(out)["score"])
     table = read_scores(out)
-    assert ((table["score"] >= threshold) == (table["decision"] == "abnormal")).all()
+    assert list(table["decision"]) == list(decisions)
     assert json.loads(out.read_bytes(MANIFEST))["images"] == len(table) == 36
+
+
+def test_scores_of_an_older_calibration_never_become_those_of_a_new_one(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = config.search.model_copy(update={"steps": 3})
+    config = with_inspect(config.model_copy(update={"search": search}), split="validation")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "delete", _once_then_stop(Store.delete))
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(config)
+    again = calibrate(config)
+    other = calibrated(tmp_path / "other", Preparation(resolution=SIDE, channels=1))
+    fresh = calibrate(with_inspect(other.model_copy(update={"search": search}), split="validation"))
+    assert again.normal_scores == fresh.normal_scores
+
+
+def test_scores_without_a_claim_are_nobodys(config: Config) -> None:
+    inspect_split(config, calibration_for(config))
+    inspection_store(config).delete(CLAIM)
+    with pytest.raises(UserError, match=r"no job.json that tells what they are of; choose another"):
+        inspect_split(config, calibration_for(config))
+
+
+def _once_then_stop(real: Callable[[Store, str], None]) -> Callable[[Store, str], None]:
+    calls: list[str] = []
+
+    def delete(store: Store, path: str) -> None:
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(store, path)
+
+    return delete
 
 
 def test_other_search_in_the_same_directory_is_still_refused(config: Config) -> None:
