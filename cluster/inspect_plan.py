@@ -93,22 +93,41 @@ def _costs(
 
 
 def fitting_actors(config: Config) -> int:
-    """Actors that the cluster has room for.
+    """Actors that the nodes of the cluster have room for.
 
     Raises:
         UserError: If there is no room for one.
     """
-    cluster, have = config.cluster, ray.cluster_resources()
-    fitting = int(have.get("CPU", 0.0) // cluster.cpus_per_worker)
-    if cluster.gpus_per_worker:
-        fitting = min(fitting, int(have.get("GPU", 0.0) // cluster.gpus_per_worker))
+    fitting = num_fitting(config)
     if fitting < 1:
+        cluster = config.cluster
+        there = sorted({_text(have) for have in _nodes()}) or ["no CPU"]
         raise UserError(
             f"an inspection actor needs {cluster.cpus_per_worker:g} CPU and "
-            f"{cluster.gpus_per_worker:g} GPU, the cluster has {have.get('CPU', 0.0):g} and "
-            f"{have.get('GPU', 0.0):g}; lower cluster.cpus_per_worker or cluster.gpus_per_worker"
+            f"{cluster.gpus_per_worker:g} GPU, the cluster's nodes have {', or '.join(there)}; "
+            "lower cluster.cpus_per_worker or cluster.gpus_per_worker"
         )
     return fitting
+
+
+def num_fitting(config: Config) -> int:
+    """Actors that there is room for now: an actor lies on one node."""
+    cluster, total = config.cluster, 0
+    for have in _nodes():
+        fitting = int(have.get("CPU", 0.0) // cluster.cpus_per_worker)
+        if cluster.gpus_per_worker:
+            fitting = min(fitting, int(have.get("GPU", 0.0) // cluster.gpus_per_worker))
+        total += fitting
+    return total
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each living node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _text(have: dict[str, float]) -> str:
+    return f"{have.get('CPU', 0.0):g} CPU and {have.get('GPU', 0.0):g} GPU"
 
 
 def probe(config: Config, inputs: Inputs) -> InspectProbe:

@@ -5,12 +5,14 @@ A job that was killed is continued by running it again: it skips finished units 
 """
 
 import json
+import sys
 import time
 from collections import deque
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from tqdm import tqdm
 
 from cluster import __version__
 from cluster.calibration import (
@@ -25,7 +27,7 @@ from cluster.coco import write_regions
 from cluster.config import Config
 from cluster.errors import UserError
 from cluster.inputs import Inputs, Inspected, find_inputs, first_units
-from cluster.inspect_plan import fitting_actors, print_plan
+from cluster.inspect_plan import fitting_actors, num_fitting, print_plan
 from cluster.inspection_files import (
     CLAIM,
     MANIFEST,
@@ -55,6 +57,8 @@ from data.patience import PatientStore
 from data.store import Store
 
 SCHEMA_VERSION = 1
+_STILL_S = 30.0
+"""So long nothing may happen before it is looked whether nodes are missing."""
 
 
 def inspect_dataset(config: Config) -> int:
@@ -168,12 +172,32 @@ def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary
                 while idle and waiting:
                     actor, unit = idle.pop(), waiting.popleft()
                     running[actor.inspect.remote(unit)] = (actor, unit)
-                (ready, *_), _ = ray.wait(list(running), num_returns=1)
+                ready = _next_ready(list(running), len(actors), config, bar)
                 actor, unit = running.pop(ready)
                 summaries.append(_result(ready, unit))
                 bar.update(unit.num_inputs)
                 idle.append(actor)
+                if not waiting and all(actor is not other for other, _ in running.values()):
+                    # Its room may be what an actor waits for whose node is gone.
+                    ray.kill(actor)
     return summaries
+
+
+def _next_ready(running: list[Any], num_actors: int, config: Config, bar: "tqdm[Any]") -> Any:
+    """The unit that is done first; tells the person who waits where nothing moves for a reason."""
+    timeout_s: float | None = _STILL_S
+    while True:
+        ready, _ = ray.wait(running, num_returns=1, timeout=timeout_s)
+        if ready:
+            return ready[0]
+        room = num_fitting(config)
+        if room < num_actors:
+            bar.write(
+                f"waiting for nodes: {num_actors} actors inspect, the cluster has room for {room}; "
+                "their units go on there when others end, or on nodes that are added",
+                file=sys.stderr,
+            )
+            timeout_s = None
 
 
 def _start_actors(job: Job, wanted: int, config: Config) -> list[Any]:

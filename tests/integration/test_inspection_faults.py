@@ -117,11 +117,17 @@ def test_killed_actors_are_replaced_and_no_input_is_lost(
     _check_every_input_once(images, out, undisturbed)
 
 
+@pytest.mark.parametrize("num_hosts", [3, 2], ids=["another has room", "none has room"])
 def test_killed_node_is_replaced_and_no_input_is_lost(
-    slow_run: Path, images: Store, undisturbed: pd.DataFrame, nodes: Cluster, tmp_path: Path
+    num_hosts: int,
+    slow_run: Path,
+    images: Store,
+    undisturbed: pd.DataFrame,
+    nodes: Cluster,
+    tmp_path: Path,
 ) -> None:
     out = Store(str(tmp_path))
-    hosts = [nodes.add_node(num_cpus=1) for _ in range(3)]
+    hosts = [nodes.add_node(num_cpus=1) for _ in range(num_hosts)]
     words = _words(slow_run, images.uri, out.uri)
     process = start_cli(words, env={"RAY_ADDRESS": nodes.address})
     try:
