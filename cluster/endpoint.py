@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ IMAGE_TYPES = ("image/png", "image/jpeg", "image/tiff", "image/bmp", "image/webp
 _BODY_S = 60.0
 """Longest time a client may take to send an image: others wait behind it."""
 _POLL_S = 0.05
+_log = logging.getLogger(__name__)
 _RETRY = {"Retry-After": "1"}
 _CLOSE = {"Connection": "close"}
 """Else the server would go on to read, and throw away, what the client sends."""
@@ -100,7 +102,7 @@ class State(BaseModel):
 
 
 def make_app(
-    examine: Examine, limits: Limits, gate: Gate, *, is_ready: Callable[[], bool]
+    examine: Examine, limits: Limits, gate: Gate, *, is_ready: Callable[[], Awaitable[bool]]
 ) -> FastAPI:
     """The application.
 
@@ -135,7 +137,7 @@ def make_app(
         with gate.enter():
             payload = await _read(request, limits.max_bytes)
             name = key or hashlib.sha256(payload).hexdigest()[:32]
-            answer = await examine(Picture(payload, name, map))
+            answer = await _answer(examine, Picture(payload, name, map))
         if isinstance(answer, DataError):
             raise HTTPException(422, str(answer))
         return answer
@@ -148,8 +150,10 @@ def make_app(
     @app.get("/readyz", responses={503: {"model": Problem, "description": "not (yet) ready"}})
     async def readyz() -> State:
         """Say whether images can be examined: a model is loaded and the endpoint not stopping."""
-        if not gate.is_open or not is_ready():
-            raise HTTPException(503, "no model is loaded" if gate.is_open else "about to stop")
+        if not gate.is_open:
+            raise HTTPException(503, "about to stop")
+        if not await is_ready():
+            raise HTTPException(503, "no model is loaded")
         return State(status="ready")
 
     return app
@@ -170,6 +174,25 @@ def _permission(token_sha256: bytes | None) -> Callable[..., Awaitable[None]]:
             )
 
     return permit
+
+
+async def _answer(examine: Examine, picture: Picture) -> Verdict | DataError:
+    """What the engine says.
+
+    Raises:
+        HTTPException: 503 if it fails, of a full memory, say: no fault of the client's.
+    """
+    try:
+        return await examine(picture)
+    # Whatever it is, a client must get an answer it can read.
+    except Exception as error:
+        _log.error("examining an image failed: %s", _first_line(error))
+        told = f"the engine failed ({type(error).__name__}); ask again, or read its log"
+        raise HTTPException(503, told, _RETRY) from None
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
@@ -223,5 +246,5 @@ _ERRORS: dict[int | str, str] = {
     415: "the Content-Type is not that of an image",
     422: "the image cannot be used, or the query is wrong",
     429: "too many images wait; ask again after Retry-After seconds",
-    503: "the endpoint is about to stop",
+    503: "the endpoint is about to stop, or its engine failed",
 }

@@ -42,6 +42,10 @@ _QUIET = LoggingConfig(log_level="WARNING", enable_access_log=False)
 _ATTEMPTS = 5
 """Replicas that may die of an image, or with it, before it is given up."""
 _PAUSE_S = 0.2
+_PING_S = 3.0
+"""So long a replica that is there may take to say so."""
+_PINGS = 16
+"""Questions of that kind at a time, beside the images."""
 _REFUSALS = 256
 """Requests beside those let in that can be refused, or answered about health, at a time."""
 
@@ -68,6 +72,9 @@ class EngineReplica:
             wait_s=settings.batch_wait_ms / 1000,
         )
 
+    async def ping(self) -> None:
+        """Say that it is there."""
+
     async def examine(self, picture: Picture) -> Verdict | DataError:
         """Examine an image, together with others that come at the same time."""
         return await self._batcher(picture)
@@ -91,12 +98,21 @@ class Ingress:
             self._examine,
             self._limits,
             self._gate,
-            is_ready=self._engine.running_replicas_populated,
+            is_ready=self._is_ready,
         )
 
     async def drain(self) -> None:
         """Let in no image any more, and return when all are answered."""
         await self._gate.close()
+
+    async def _is_ready(self) -> bool:
+        """Whether a replica answers now: Serve itself only tells that there once was one."""
+        try:
+            async with asyncio.timeout(_PING_S):
+                await self._engine.ping.remote()
+        except (TimeoutError, RayActorError):
+            return False
+        return True
 
     async def _examine(self, picture: Picture) -> Verdict | DataError:
         for attempt in range(_ATTEMPTS):
@@ -180,7 +196,7 @@ def application_for(config: Config) -> tuple[Application, bool]:
         EngineReplica,
         name="engine",
         num_replicas=settings.replicas,
-        max_ongoing_requests=limits.max_requests,
+        max_ongoing_requests=limits.max_requests + _PINGS,
         ray_actor_options={
             "num_cpus": cluster.cpus_per_worker,
             "num_gpus": cluster.gpus_per_worker,

@@ -195,6 +195,7 @@ def test_a_replica_that_dies_loses_no_image(endpoint: Endpoint, expected: Expect
     (replica,) = endpoint.replicas()
     with Clients(endpoint, expected, 4) as clients:
         replica.kill()
+        _wait_until(lambda: endpoint.ask("/readyz", method="GET")[0] == 503)
         before = [len(seen) for seen in clients.statuses]
         # Each client has four answers more, or one that ended it.
         _wait_until(
@@ -205,6 +206,7 @@ def test_a_replica_that_dies_loses_no_image(endpoint: Endpoint, expected: Expect
         )
         clients.stop.set()
     assert {status for seen in clients.statuses for status in seen} == {200}
+    _wait_until(lambda: endpoint.ask("/readyz", method="GET")[0] == 200)
     assert replica.pid not in {one.pid for one in endpoint.replicas()}
 
 

@@ -62,11 +62,14 @@ class Server:
         digest = hashlib.sha256(token.encode()).digest() if token else None
         limits = Limits(max_bytes=MAX_BYTES, max_requests=MAX_REQUESTS, token_sha256=digest)
         self.gate, self.is_ready = Gate(MAX_REQUESTS), True
-        app = make_app(examine, limits, self.gate, is_ready=lambda: self.is_ready)
+        app = make_app(examine, limits, self.gate, is_ready=self._says)
         self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
         self.loop = asyncio.new_event_loop()
         run = self.loop.run_until_complete
         self._thread = threading.Thread(target=lambda: run(self._server.serve()))
+
+    async def _says(self) -> bool:
+        return self.is_ready
 
     def __enter__(self) -> "Server":
         self._thread.start()
@@ -214,6 +217,19 @@ def test_the_interface_describes_itself(server: Server) -> None:
     fields = said["components"]["schemas"]["Verdict"]["properties"]
     assert [name for name, field in fields.items() if not field.get("description")] == []
     assert server.get("/docs")[0] == 404
+
+
+def test_an_engine_that_fails_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(_: Picture) -> Verdict | DataError:
+        raise RuntimeError("out of memory\nmore of it")
+
+    with Server(fail, None) as server:
+        for _ in range(2 * MAX_REQUESTS):
+            status, said, headers = server.ask()
+            assert (status, headers["Retry-After"]) == (503, "1")
+            assert said["detail"] == "the engine failed (RuntimeError); ask again, or read its log"
+    assert "examining an image failed: RuntimeError: out of memory" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 @contextmanager
