@@ -1,5 +1,6 @@
 """From validation scores to decisions: fitting the thresholds, choosing a rule, and its words."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,26 +22,65 @@ from gan.thresholds import (
     Thresholds,
     conformal_p_values,
     fit_thresholds,
+    needed_images,
     num_escaping,
 )
 
+_HALVED = "; as many choose the score, all are left with search.statistic mean or window"
 _MAP_SHARE = 0.05
 """Share of normal validation images whose peak lies above half of a map's full scale."""
 
 
-def fit_score(config: Config, table: pd.DataFrame) -> Fusion | None:
+def choosing(config: Config, table: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which validation images choose the score `fused`; the others fit what is decided by it.
+
+    A threshold keeps its promise only where the score was fixed without the images that it is
+    fitted on (split-conformal, Papadopoulos et al. 2002). So half of the parts that show a known
+    defect, and half of the others, choose; a digest of their names says which. Nobody does, and the
+    score has its usual weights, where either half would lack a defect, one of them two normal
+    images, or the other the normal images that inspect.false_positive_rate asks for.
+
+    Args:
+        config: Configuration the images were scored with.
+        table: Scored validation images.
+
+    Returns:
+        [N].
+    """
+    groups, labels = table["group"], table["label"]
+    with_defect = set(groups[labels == "abnormal"])
+    half = set[str]()
+    for names in (with_defect, set(groups) - with_defect):
+        half.update(sorted(names, key=_digest)[1::2])
+    chosen = np.asarray(groups.isin(half), dtype=np.bool_)
+    needed = {True: 2, False: needed_images(config.inspect.false_positive_rate)}
+    enough = all(
+        (labels[chosen == chooses] == "normal").sum() >= num
+        and (labels[chosen == chooses] == "abnormal").any()
+        for chooses, num in needed.items()
+    )
+    return chosen & (enough and config.search.statistic == "fused")
+
+
+def _digest(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
+
+
+def fit_score(config: Config, table: pd.DataFrame, chooses: NDArray[np.bool_]) -> Fusion | None:
     """Fit the score `fused` on validation images; None where search.statistic is another one.
 
     Args:
         config: Configuration the images were scored with.
         table: Scored validation images, with the `terms` of their tiles.
+        chooses: [N] those that choose its weights, see `choosing`; if none, normal ones fit scales.
 
     Raises:
         UserError: If there is no normal image.
     """
     if config.search.statistic != "fused":
         return None
-    normal, abnormal = (_terms(table[table["label"] == it]) for it in ("normal", "abnormal"))
+    used = table[chooses] if chooses.any() else table[table["label"] == "normal"]
+    normal, abnormal = (_terms(used[used["label"] == it]) for it in ("normal", "abnormal"))
     if not normal:
         raise _no_normals(config)
     return fit_fusion(maps_of(load_card(Store(config.run.dir)), config.search), normal, abnormal)
@@ -80,7 +120,7 @@ def fit_calibration(
 
     Args:
         config: Configuration the images were scored with.
-        table: Scores of the validation split.
+        table: Scores of the validation images that did not choose the score.
         fusion: How the scores were made of their terms, see `fit_score`.
 
     Raises:
@@ -214,7 +254,9 @@ def _fit_all(
             )
         except ValueError as error:
             if rule == config.inspect.threshold:
+                fused = config.search.statistic == "fused" and len(abnormal_scores) > 0
                 raise UserError(
                     f"cannot decide by inspect.threshold={rule} on {config.data.uri}: {error}"
+                    + (_HALVED if fused else "")
                 ) from None
     return found

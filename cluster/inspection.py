@@ -17,6 +17,7 @@ from tqdm import tqdm
 from cluster import __version__
 from cluster.calibration import (
     calibration_for,
+    choosing,
     decide,
     describe,
     fit_calibration,
@@ -104,12 +105,13 @@ def calibrate(config: Config) -> Calibration:
     inspect_split(config, None)
     out = inspection_store(config)
     table = read_scores(out)
-    fusion = fit_score(config, table)
+    chooses = choosing(config, table)
+    fusion = fit_score(config, table, chooses)
     if fusion:
         # In the files as well: an audit, say, compares with them.
         update_rows(out, lambda rows: [{"score": s} for s in fused_scores(fusion, rows)])
         table = read_scores(out)
-    calibration = fit_calibration(config, table, fusion)
+    calibration = fit_calibration(config, table[~chooses], fusion)
     run = Store(config.run.dir)
     save_card(run, load_card(run).model_copy(update={"calibration": calibration}))
     return calibration

@@ -28,7 +28,7 @@ def calibrated(folder: Path, preparation: Preparation, **settings: Any) -> Confi
     overrides = {
         "data.uri": str(folder / "data"),
         "run.dir": str(folder / "run"),
-        "inspect.false_positive_rate": 0.1,
+        "inspect.false_positive_rate": 0.3,
         "inspect.num_maps": 1,
         "search.steps": 2,
         "search.batch": 8,

@@ -7,7 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cluster.calibration import calibration_for, decide, describe, fit_calibration
+from cluster.calibration import (
+    calibration_for,
+    choosing,
+    decide,
+    describe,
+    fit_calibration,
+)
 from cluster.claims import check_dataset
 from cluster.config import Config, load_config
 from cluster.errors import UserError
@@ -39,6 +45,45 @@ def _run(folder: Path, fitted: Config, abnormal: list[float]) -> None:
         calibration=fit_calibration(fitted, _validation(NORMAL, abnormal)),
     )
     save_card(Store(str(folder)), card)
+
+
+def _parts(num_normal: int, num_abnormal: int, images: int = 3) -> pd.DataFrame:
+    """So many parts of three images; every second image of a defective part shows nothing."""
+    normal = [("normal", f"n{part}") for part in range(num_normal) for _ in range(images)]
+    abnormal = [
+        ("normal" if image % 2 else "abnormal", f"a{part}")
+        for part in range(num_abnormal)
+        for image in range(images)
+    ]
+    return pd.DataFrame(normal + abnormal, columns=["label", "group"])
+
+
+def test_half_of_the_parts_choose_the_score_and_the_others_decide() -> None:
+    table = _parts(20, 7)
+    chooses = choosing(load_config(None, {}), table)
+    by_part = pd.Series(chooses).groupby(table["group"]).agg(["min", "max"])
+    assert (by_part["min"] == by_part["max"]).all()
+    assert by_part["min"].groupby(by_part.index.str[0]).sum().to_dict() == {"a": 3, "n": 10}
+    # Whoever else is there, and in which order.
+    again = choosing(load_config(None, {}), table.iloc[::-1].reset_index(drop=True))
+    assert (again[::-1] == chooses).all()
+
+
+@pytest.mark.parametrize(
+    ("num_normal", "num_abnormal", "settings"),
+    [
+        (20, 1, {}),
+        (20, 0, {}),
+        (1, 2, {"inspect.false_positive_rate": 0.4}),
+        (6, 4, {"inspect.false_positive_rate": 0.05}),
+        (20, 7, {"search.statistic": "mean"}),
+    ],
+)
+def test_nobody_chooses_where_too_few_would_decide(
+    num_normal: int, num_abnormal: int, settings: dict[str, object]
+) -> None:
+    table = _parts(num_normal, num_abnormal, images=2)
+    assert not choosing(load_config(None, settings), table).any()
 
 
 def test_calibration_keeps_the_false_positive_rate_on_its_own_images() -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from cluster import inspection
-from cluster.calibration import calibration_for
+from cluster.calibration import calibration_for, choosing
 from cluster.config import Config
 from cluster.engine import Engine
 from cluster.errors import UserError
@@ -186,8 +186,9 @@ def test_validation_scores_become_the_fused_ones(tmp_path: Path) -> None:
     terms = np.array([tiles[0].tolist() for tiles in table["terms"]])
     np.testing.assert_allclose(table["score"], fusion.scores(terms))
     np.testing.assert_allclose(-table["logit"], terms[:, fusion.names.index(f"{LOGIT}/mean")])
-    normal = table["label"] == "normal"
-    assert calibration.normal_scores == tuple(sorted(table.loc[normal, "score"]))
+    normal, chooses = table["label"] == "normal", choosing(config, table)
+    assert chooses.any()
+    assert calibration.normal_scores == tuple(sorted(table.loc[normal & ~chooses, "score"]))
 
 
 def test_an_inspection_scores_as_its_calibration_fused(tmp_path: Path) -> None:
