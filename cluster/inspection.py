@@ -59,7 +59,7 @@ from data.store import Store
 
 SCHEMA_VERSION = 1
 _STILL_S = 30.0
-"""So long nothing may happen before it is looked whether nodes are missing."""
+"""Where no unit is done for so long, it is looked whether nodes are missing."""
 
 
 def inspect_dataset(config: Config) -> int:
@@ -167,16 +167,19 @@ def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary
     with ray_session(min(cluster.num_actors, len(units)) * cluster.cpus_per_worker):
         actors = _start_actors(job, min(cluster.num_actors, len(units)), config)
         idle = actors * UNITS_AT_ONCE
-        waiting, summaries = deque(units), list[UnitSummary]()
+        waiting, summaries, told = deque(units), list[UnitSummary](), set[int]()
         running: dict[Any, tuple[Any, Inputs]] = {}
         with progress_bar("inspect", total=num_inputs, unit="image") as bar:
             while waiting or running:
                 while idle and waiting:
                     actor, unit = idle.pop(), waiting.popleft()
                     running[actor.inspect.remote(unit)] = (actor, unit)
-                ready = _next_ready(list(running), len(actors), config, bar)
-                actor, unit = running.pop(ready)
-                summaries.append(_result(ready, unit))
+                ready, _ = ray.wait(list(running), num_returns=1, timeout=_STILL_S)
+                if not ready:
+                    _tell_of_missing_nodes(len(actors), config, bar, told)
+                    continue
+                actor, unit = running.pop(ready[0])
+                summaries.append(_result(ready[0], unit))
                 bar.update(unit.num_inputs)
                 idle.append(actor)
                 if not waiting and all(actor is not other for other, _ in running.values()):
@@ -185,21 +188,18 @@ def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary
     return summaries
 
 
-def _next_ready(running: list[Any], num_actors: int, config: Config, bar: "tqdm[Any]") -> Any:
-    """The unit that is done first; tells the person who waits where nothing moves for a reason."""
-    timeout_s: float | None = _STILL_S
-    while True:
-        ready, _ = ray.wait(running, num_returns=1, timeout=timeout_s)
-        if ready:
-            return ready[0]
-        room = num_fitting(config)
-        if room < num_actors:
-            bar.write(
-                f"waiting for nodes: {num_actors} actors inspect, the cluster has room for {room}; "
-                "their units go on there when others end, or on nodes that are added",
-                file=sys.stderr,
-            )
-            timeout_s = None
+def _tell_of_missing_nodes(
+    num_actors: int, config: Config, bar: "tqdm[Any]", told: set[int]
+) -> None:
+    """Say once of each number of actors, fewer than there are, that the nodes have room for it."""
+    room = num_fitting(config)
+    if room < num_actors and room not in told:
+        told.add(room)
+        bar.write(
+            f"nodes are missing: {num_actors} actors inspect, the cluster has room for {room}; the "
+            "units of the others go on when these are done, or on nodes that are added",
+            file=sys.stderr,
+        )
 
 
 def _start_actors(job: Job, wanted: int, config: Config) -> list[Any]:

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from cluster import inspect_plan
+from cluster import inspect_plan, inspection
 from cluster.config import load_config
 from cluster.errors import UserError
 from cluster.inspect_plan import fitting_actors
+from cluster.progress import progress_bar
 
 HEAD, WORKER = {"CPU": 1.0, "memory": 1e9}, {"CPU": 4.0, "GPU": 1.0}
 
@@ -37,3 +38,14 @@ def test_what_no_node_has_is_told_with_what_they_have() -> None:
         "an inspection actor needs 5 CPU and 0 GPU, the cluster's nodes have 1 CPU and 0 GPU, or "
         "4 CPU and 1 GPU; lower cluster.cpus_per_worker or cluster.gpus_per_worker"
     )
+
+
+@pytest.mark.usefixtures("nodes")
+def test_missing_nodes_are_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    config, told = load_config(None, {}), set[int]()
+    with progress_bar("inspect", total=1, unit="image") as bar:
+        for num_actors in (9, 10, 10):
+            inspection._tell_of_missing_nodes(num_actors, config, bar, told)
+    said = capsys.readouterr().err
+    assert said.count("nodes are missing: 10 actors inspect, the cluster has room for 9") == 1
+    assert said.count("nodes are missing") == 1
