@@ -40,11 +40,13 @@ class Limits:
     Attributes:
         max_bytes: Largest body.
         max_requests: Most images at a time, those being read and those waiting included.
+        answer_s: Longest time an image may take, in seconds.
         token_sha256: Digest of the token clients must send, 32 bytes; None: anyone may ask.
     """
 
     max_bytes: int
     max_requests: int
+    answer_s: float
     token_sha256: bytes | None
 
 
@@ -137,7 +139,7 @@ def make_app(
         with gate.enter():
             payload = await _read(request, limits.max_bytes)
             name = key or hashlib.sha256(payload).hexdigest()[:32]
-            answer = await _answer(examine, Picture(payload, name, map))
+            answer = await _answer(examine, Picture(payload, name, map), limits.answer_s)
         if isinstance(answer, DataError):
             raise HTTPException(422, str(answer))
         return answer
@@ -176,14 +178,17 @@ def _permission(token_sha256: bytes | None) -> Callable[..., Awaitable[None]]:
     return permit
 
 
-async def _answer(examine: Examine, picture: Picture) -> Verdict | DataError:
+async def _answer(examine: Examine, picture: Picture, answer_s: float) -> Verdict | DataError:
     """What the engine says.
 
     Raises:
-        HTTPException: 503 if it fails, of a full memory, say: no fault of the client's.
+        HTTPException: 503 if it fails, of a full memory, say, or is gone: no fault of the client's.
     """
     try:
-        return await examine(picture)
+        async with asyncio.timeout(answer_s):
+            return await examine(picture)
+    except TimeoutError:
+        raise HTTPException(503, f"no answer within {answer_s:g} s; ask again", _RETRY) from None
     # Whatever it is, a client must get an answer it can read.
     except Exception as error:
         _log.error("examining an image failed: %s", _first_line(error))

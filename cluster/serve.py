@@ -190,6 +190,7 @@ def application_for(config: Config) -> tuple[Application, bool]:
     limits = Limits(
         max_bytes=settings.max_bytes,
         max_requests=settings.replicas * settings.max_batch + settings.max_queue,
+        answer_s=settings.answer_s,
         token_sha256=hashlib.sha256(token.encode()).digest() if token else None,
     )
     engine: Any = ray_serve.deployment(

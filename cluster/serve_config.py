@@ -21,6 +21,8 @@ class Serve(Section):
     """How long an image waits for others to be searched with it, in milliseconds."""
     max_queue: int = Field(64, ge=0, le=100_000)
     """Images that may wait beside those being searched; more are answered 429, in images."""
+    answer_s: float = Field(300.0, gt=0, le=86_400)
+    """Longest time from an image that is let in to its answer; then 503, in seconds."""
     max_bytes: int = Field(2**26, ge=1, le=2**31)
     """Largest image file that is read, in bytes."""
     max_pixels: int = Field(2**26, ge=16, le=MAX_PIXELS)

@@ -56,11 +56,14 @@ class Server:
     Args:
         examine: What it asks.
         token: What clients must send.
+        answer_s: Longest time an image may take, in seconds.
     """
 
-    def __init__(self, examine: Examine, token: str | None) -> None:
+    def __init__(self, examine: Examine, token: str | None, answer_s: float = 60.0) -> None:
         digest = hashlib.sha256(token.encode()).digest() if token else None
-        limits = Limits(max_bytes=MAX_BYTES, max_requests=MAX_REQUESTS, token_sha256=digest)
+        limits = Limits(
+            max_bytes=MAX_BYTES, max_requests=MAX_REQUESTS, answer_s=answer_s, token_sha256=digest
+        )
         self.gate, self.is_ready = Gate(MAX_REQUESTS), True
         app = make_app(examine, limits, self.gate, is_ready=self._says)
         self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
@@ -230,6 +233,19 @@ def test_an_engine_that_fails_is_told_in_one_line(caplog: pytest.LogCaptureFixtu
             assert said["detail"] == "the engine failed (RuntimeError); ask again, or read its log"
     assert "examining an image failed: RuntimeError: out of memory" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+def test_an_engine_that_does_not_answer_takes_no_room_for_ever() -> None:
+    async def wait(_: Picture) -> Verdict | DataError:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    with Server(wait, None, answer_s=0.2) as server:
+        for _ in range(2 * MAX_REQUESTS):
+            status, said, headers = server.ask()
+            assert (status, headers["Retry-After"]) == (503, "1")
+            assert said["detail"] == "no answer within 0.2 s; ask again"
+        assert server.gate.num_inside == 0
 
 
 @contextmanager
