@@ -300,6 +300,7 @@ def _claim(job: Job, card: ModelCard, inspected: Inspected) -> None:
         "decision": {name: calibration.pop(name, None) for name in DECISION_FIELDS},
         "calibration": calibration or None,
     }
+    # Scores without a claim are nobody's: what cleared the directory was killed.
     if job.out.exists(CLAIM):
         old = json.loads(job.out.read_bytes(CLAIM))
     else:
@@ -320,8 +321,7 @@ def _claim(job: Job, card: ModelCard, inspected: Inspected) -> None:
             "choose another inspect.dir or remove that folder"
         )
     elif differing:
-        # The claim last: scores without one are nobody's, and never taken for this job's.
-        for path in sorted(job.out.list(), key=lambda path: path == CLAIM):
+        for path in job.out.list():
             job.out.delete(path)
     _write_claim(job.out, identity)
 

@@ -244,10 +244,12 @@ def _validation_scores(config: Config) -> pd.DataFrame:
     return read_scores(inspection_store(with_inspect(config, split="validation")), ["score"])
 
 
+@pytest.mark.parametrize("feature_weight", [0.1, 1.0])
 def test_without_steps_the_generator_rests_and_scores_stay_what_a_search_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    feature_weight: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = calibrated(tmp_path, WHOLE, **{"search.candidates": 16, "search.steps": 0})
+    search = {"candidates": 16, "steps": 0, "feature_weight": feature_weight}
+    config = calibrated(tmp_path, WHOLE, **{f"search.{name}": it for name, it in search.items()})
     samples = [sample("test", 0, number) for number in range(11)]
     engine = Engine(load_model(Store(config.run.dir)), config.search, seed=0)
     with monkeypatch.context() as patch:
