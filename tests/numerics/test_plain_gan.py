@@ -3,8 +3,6 @@
 In float64, so that only the order of sums differs, which Adam's division by small numbers enlarges.
 """
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -13,43 +11,14 @@ from gan.ema import update_ema
 from gan.model import Architecture, place
 from gan.networks import Discriminator, Generator
 from gan.step import Objective, StepInput, training_step
-from tests.bench.train.plain_gan import PlainDiscriminator, PlainGenerator, PlainTraining
+from tests.bench.train.plain_gan import PlainTraining
+from tests.bench.train.plain_pair import plain_training, used_parameters
 
-WIDTHS = (8, 8, 4)
 LATENT_DIM = 6
-STAGE = len(WIDTHS) - 1
+STAGE = 2
 HALF_LIFE_KIMG = 0.01
 NUM_STEPS = 4
 BETAS = (0.0, 0.99)
-
-
-def _generator_layers(generator: Generator) -> list[nn.Module]:
-    blocks = [layer for block in generator.blocks for layer in (block.first, block.second)]
-    return [generator.dense, generator.first, *blocks, generator.to_image[STAGE]]
-
-
-def _discriminator_layers(discriminator: Discriminator) -> list[nn.Module]:
-    features = discriminator.features
-    assert isinstance(features, nn.Module)
-    blocks = [layer for block in reversed(features.blocks) for layer in (block.first, block.second)]
-    head = [discriminator.conv, discriminator.dense, discriminator.logit]
-    return [features.from_image[STAGE], *blocks, *head]
-
-
-def _parameters(layers: list[nn.Module]) -> Iterator[nn.Parameter]:
-    for layer in layers:
-        yield from layer.parameters()
-
-
-def _plain(generator: Generator, discriminator: Discriminator) -> PlainTraining:
-    """The plain networks with the same weights."""
-    made = [PlainGenerator(LATENT_DIM, WIDTHS, 1).double() for _ in range(2)]
-    judge = PlainDiscriminator(WIDTHS, 1, group_size=2).double()
-    pairs = [(network, _generator_layers(generator)) for network in made]
-    for network, layers in [*pairs, (judge, _discriminator_layers(discriminator))]:
-        for own, given in zip(network.parameters(), _parameters(layers), strict=True):
-            own.data.copy_(given.data)
-    return PlainTraining(made[0], judge, made[1])
 
 
 def _adam(network: nn.Module) -> torch.optim.Adam:
@@ -68,7 +37,7 @@ def trained() -> tuple[Generator, Discriminator, Generator, PlainTraining]:
     discriminator = place(architecture.discriminator().double(), cpu)
     average = architecture.generator().double()
     average.load_state_dict(generator.state_dict())
-    plain = _plain(generator, discriminator)
+    plain = plain_training(generator, discriminator)
     optimizers = _adam(generator), _adam(discriminator)
     objective = Objective(gamma=0.7, alpha=0.3, r1_weight=2.0, r1_interval=1)
     for index in range(NUM_STEPS):
@@ -97,11 +66,7 @@ def test_the_step_equals_the_plain_one(
     trained: tuple[Generator, Discriminator, Generator, PlainTraining], network: str
 ) -> None:
     generator, discriminator, average, plain = trained
-    layers = {
-        "generator": _generator_layers(generator),
-        "discriminator": _discriminator_layers(discriminator),
-        "average": _generator_layers(average),
-    }[network]
+    ours = {"generator": generator, "discriminator": discriminator, "average": average}[network]
     expected = getattr(plain, network).parameters()
-    for found, wanted in zip(_parameters(layers), expected, strict=True):
+    for found, wanted in zip(used_parameters(ours), expected, strict=True):
         torch.testing.assert_close(found.data, wanted.data, rtol=1e-7, atol=1e-7)

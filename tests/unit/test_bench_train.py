@@ -20,7 +20,7 @@ from tests.bench.train.in_memory import endless_rows
 from tests.bench.train.mnist import Cell
 from tests.bench.train.mnist_images import Parts, cell_images, known_digits
 
-CELL = Cell(0, 0.2, "PCA", 0, 0, {})
+CELL = Cell(0, 0.2, "PCA", 0, 0, "contaminating", {})
 
 
 def _counts(parts: Parts, split: str) -> dict[int, int]:
@@ -31,6 +31,7 @@ def _counts(parts: Parts, split: str) -> dict[int, int]:
 def test_the_known_kinds_are_the_five_next_digits() -> None:
     assert known_digits(0) == (1, 2, 3, 4, 5)
     assert known_digits(7) == (8, 9, 0, 1, 2)
+    assert known_digits(7, "others") == (3, 4, 5, 6)
 
 
 def test_a_cell_has_the_demos_split_around_its_digit() -> None:
@@ -41,6 +42,21 @@ def test_a_cell_has_the_demos_split_around_its_digit() -> None:
     assert _counts(parts, "train-abnormal") == dict.fromkeys(known_digits(7), 40)
     assert _counts(parts, "test") == {7: 140} | {d: 40 for d in range(10) if d != 7}
     assert parts["test"][0].shape == (500, 32, 32, 1)
+
+
+def test_what_contaminates_may_be_of_kinds_that_nobody_labelled(whole_mnist: Path) -> None:
+    subset = np.zeros((5000, 28, 28), np.uint8), np.repeat(np.arange(10), 500)
+    with (
+        patch.object(importer, "_load_digits", return_value=subset),
+        patch.dict(os.environ, {"BLEMISH_IMAGES": str(whole_mnist)}),
+    ):
+        drawn = [cell_images(7, 0.2, size, 0, "others") for size in (0, 110)]
+    for parts, mixed in zip(drawn, ({7: 280, 8: 14}, {7: 88, 8: 5}), strict=True):
+        assert _counts(parts, "train-normal").keys() == {7, 8, 9, 0, 1, 2}
+        assert mixed.items() <= _counts(parts, "train-normal").items()
+        assert _counts(parts, "train-abnormal") == dict.fromkeys((3, 4, 5, 6), 40)
+        assert _counts(parts, "validation") == {7: 80} | dict.fromkeys((3, 4, 5, 6), 20)
+        assert _counts(parts, "test") == {7: 140} | {d: 40 for d in range(10) if d != 7}
 
 
 @pytest.fixture
@@ -96,7 +112,7 @@ def test_weights_follow_the_rule_for_the_method_only(
     model: str, contamination: float, expected: tuple[float, float]
 ) -> None:
     settings = {"schedule.final_kimg": 6.0, "objective.r1_weight": 0.5}
-    config = mnist.config_of(Cell(3, contamination, model, 0, 4, settings))
+    config = mnist.config_of(Cell(3, contamination, model, 0, 4, "contaminating", settings))
     assert (config.objective.gamma, config.objective.alpha) == pytest.approx(expected)
     assert (config.run.seed, config.schedule.final_kimg) == (4, 6.0)
     assert config.objective.r1_weight == 0.5
@@ -109,6 +125,8 @@ def test_aurocs_tell_seen_from_unseen_kinds() -> None:
     assert (row["seen"], row["unseen"]) == (1.0, 0.25)
     assert row["all"] == 0.5
     assert row["by_kind"] == {"1": 1.0, "6": 0.25}
+    row = mnist.aurocs(np.array([0.1, 0.5, 0.9, 0.0, 0.3]), kinds, 0, "others")
+    assert (row["seen"], row["unseen"]) == (0.25, 1.0)
 
 
 def _fake(cell: Cell) -> Row:

