@@ -304,10 +304,23 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+class _EachNameOnce(yaml.SafeLoader):
+    """Refuses a mapping that has a name twice, of which YAML would keep the last alone."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in node.value:
+            if names.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} stands there twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     folder, slash, name = path.rpartition("/")
     try:
-        tree = yaml.safe_load(Store(folder or slash or ".").read_bytes(name))
+        tree = yaml.load(Store(folder or slash or ".").read_bytes(name), _EachNameOnce)
     except DataError as error:
         raise UserError(f"--config {path}: {error}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

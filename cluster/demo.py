@@ -59,7 +59,11 @@ def demo(config: Config) -> int:
 
 def demo_runs(config: Config) -> dict[str, Config]:
     """Configurations of both models: same data, budget and seed, other gamma and alpha."""
+    objective = config.objective
     gamma, alpha = weights_for_contamination(CONTAMINATION)
+    # What the user asks for counts more than the rule.
+    gamma = objective.gamma if "gamma" in objective.model_fields_set else gamma
+    alpha = objective.alpha if "alpha" in objective.model_fields_set else alpha
     weights = {BASELINE: (1.0, 0.0), METHOD: (gamma, alpha)}
     root = Store(config.run.dir)
     runs = {}

@@ -132,7 +132,7 @@ def find_inputs(config: Config, card: ModelCard) -> Inspected:
                 f"{config.data.uri} has {name}={packed}, the model in {config.run.dir} takes "
                 f"{wanted}; pack the images as the model needs them"
             )
-    _check_intensity(config, index, card)
+    _check_scale(config, index, card)
     shards = index.shards_of(split)
     if not shards:
         raise UserError(f"{config.data.uri} has no images in split {split}")
@@ -140,7 +140,7 @@ def find_inputs(config: Config, card: ModelCard) -> Inspected:
     return Inspected(store.uri, split, digest, tuple(ShardInputs(store, s) for s in shards))
 
 
-def _check_intensity(config: Config, index: DatasetIndex, card: ModelCard) -> None:
+def _check_scale(config: Config, index: DatasetIndex, card: ModelCard) -> None:
     """Refuse images on another scale of brightness and contrast than those of the training.
 
     Raises:
@@ -148,16 +148,14 @@ def _check_intensity(config: Config, index: DatasetIndex, card: ModelCard) -> No
     """
     if card.preparation is None:
         return
-    packed, wanted = (
-        (each.intensity, each.intensity_reference) for each in (index.preparation, card.preparation)
-    )
-    if packed != wanted:
-        raise UserError(
-            f"{config.data.uri} was packed with intensity={packed[0]} (centre and spread "
-            f"{packed[1]}), the images of the model in {config.run.dir} with {wanted[0]} "
-            f"({wanted[1]}); inspect the images as they lie (inspect.source), which prepares them "
-            "as the model needs, or the data set the model was trained on"
-        )
+    for name in ("levels", "intensity", "intensity_reference"):
+        packed, wanted = getattr(index.preparation, name), getattr(card.preparation, name)
+        if packed != wanted:
+            raise UserError(
+                f"{config.data.uri} was packed with {name}={packed}, the images of the model in "
+                f"{config.run.dir} with {wanted}; inspect the images as they lie (inspect.source), "
+                "which prepares them as the model needs, or the data set the model was trained on"
+            )
 
 
 def _plain_images(config: Config, card: ModelCard) -> Inspected:

@@ -16,6 +16,7 @@ import pyarrow.parquet
 from cluster.config import Config
 from cluster.errors import UserError
 from data.dataset import ShardInfo
+from data.item import as_utf8
 from data.patience import PatientStore
 from data.store import Store
 
@@ -148,13 +149,9 @@ def update_rows(
 def _write_rows(out: Store, unit: str, rows: list[dict[str, Any]]) -> None:
     buffer = io.BytesIO()
     # Names of old file systems may hold bytes that are no UTF-8, which Parquet cannot.
-    shown = [row | {name: _printable(row[name]) for name in ("source", "group")} for row in rows]
+    shown = [row | {name: as_utf8(row[name]) for name in ("source", "group")} for row in rows]
     pa.parquet.write_table(pa.Table.from_pylist(shown, schema=SCHEMA), buffer)
     out.write_bytes(scores_path(unit), buffer.getvalue())
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def each_scores(out: Store, columns: Sequence[str] | None = None) -> Iterator[pd.DataFrame]:

@@ -1,5 +1,6 @@
 """The command `pack`: images of a source become a packed data set, on all cores of the cluster."""
 
+import os
 import sys
 import time
 from collections import deque
@@ -20,9 +21,10 @@ from data.importers.surfaces import synthetic_surfaces
 from data.intensity_fit import fitted
 from data.item import ImportOptions, Item
 from data.pack import pack_unit
-from data.pack_finish import common_channels, finish
+from data.pack_finish import common_channels, finish, packing_anew
 from data.pack_records import (
     DUPLICATES_NAME,
+    PLAN_NAME,
     QUARANTINE_NAME,
     UnitRecord,
     load_records,
@@ -71,11 +73,12 @@ def write_dataset(config: Config) -> DatasetIndex:
     What a stopped run of the same images and settings has packed is not packed again.
     """
     store = Store(config.data.uri)
+    _check_apart(config.pack.source, store)
     plan = plan_for(config)
     if index := open_plan(store, plan):
         print(
-            f"{store.uri} already holds these images, packed with these settings; delete its "
-            "dataset.json to pack them again",
+            f"{store.uri} already holds these images, packed with these settings; if one has "
+            "changed under its name, delete dataset.json there to pack them again",
             file=sys.stderr,
         )
         return index
@@ -83,14 +86,38 @@ def write_dataset(config: Config) -> DatasetIndex:
     records = load_records(store, plan)
     todo = pending(plan, records)
     left = sum(len(unit.items) for unit in todo)
+    if records:
+        print(
+            f"{plan.num_items - left} of {plan.num_items} images are packed already; if one of "
+            f"them has changed under its name, delete {store.url(PLAN_NAME)} to begin anew",
+            file=sys.stderr,
+        )
     with progress_bar("pack", total=plan.num_items, unit="image") as bar:
         bar.update(plan.num_items - left)
         for record in _pack(plan, store, todo, config.cluster.cpus_per_worker):
             bar.update(len(record.images) + len(record.bad))
             records[record.name] = record
             # Images of another kind would make all the work left useless.
-            common_channels(records.values())
+            with packing_anew(store):
+                common_channels(records.values())
     return finish(store, plan, max_bad_fraction=config.data.max_bad_fraction)
+
+
+def _check_apart(source: str, target: Store) -> None:
+    """Refuse to write among the images: shards would be overwritten while they are read.
+
+    Raises:
+        UserError: If the data set is to lie in its source.
+    """
+    if source in (DIGITS, SURFACES):
+        return
+    places = [Store(source).uri, target.uri]
+    if target.is_local:
+        places = [os.path.realpath(place) for place in places]
+    if f"{places[1]}/".startswith(f"{places[0]}/"):
+        raise UserError(
+            f"data.uri={target.uri} lies in pack.source={source}; choose a place beside it"
+        )
 
 
 def plan_for(config: Config) -> Plan:

@@ -37,6 +37,11 @@ class Item:
     source: str
     split: Split | None = None
 
+    def __post_init__(self) -> None:
+        """Make the texts such as any index can hold."""
+        for name in ("kind", "group", "source"):
+            object.__setattr__(self, name, as_utf8(getattr(self, name)))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
@@ -53,6 +58,11 @@ class ImportOptions:
     channels: int | None = None
     levels: tuple[int, int] = (0, 65535)
     normal_kinds: tuple[str, ...] = ()
+
+
+def as_utf8(text: str) -> str:
+    """The text, with bytes of a name that is no UTF-8 spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def key_of(name: str) -> str:

@@ -1,7 +1,8 @@
 """From the records of all units to a data set: its index, its quarantine, its duplicates."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from data.dataset import DatasetIndex, ShardInfo, save_index
 from data.duplicates import Fingerprint, near_duplicates
@@ -43,7 +44,8 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
     _check_complete(plan, records)
     save_rows(store, QUARANTINE_NAME, [row.model_dump() for r in records for row in r.bad])
     _check_bad(store, plan, records, max_bad_fraction)
-    channels = common_channels(records)
+    with packing_anew(store):
+        channels, contamination = common_channels(records), _contamination(plan, records)
     save_rows(store, DUPLICATES_NAME, _duplicates(records))
     index = DatasetIndex(
         name=plan.settings.name,
@@ -54,7 +56,7 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
         labels=_counts_of_labels(records),
         kinds=_counts_of_kinds(records),
         seed=plan.settings.seed,
-        contamination=_contamination(plan, records),
+        contamination=contamination,
         source=plan.settings.source,
         mode=plan.settings.mode,
         tile_overlap=plan.settings.tile_overlap,
@@ -66,6 +68,19 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
     save_index(store, index)
     sweep(store, index)
     return index
+
+
+@contextmanager
+def packing_anew(store: Store) -> Iterator[None]:
+    """Forget what was packed where the images turn out to make no data set.
+
+    People repair them where they lie, under the same names: the next run must read them all.
+    """
+    try:
+        yield
+    except DataError:
+        drop_records(store)
+        raise
 
 
 def common_channels(records: Iterable[UnitRecord]) -> int | None:
@@ -108,6 +123,7 @@ def _check_bad(
             "the same command again"
         )
     if not any(record.shards for record in records):
+        drop_records(store)
         raise DataError(
             f"no samples: all {plan.num_items} images are in quarantine, see "
             f"{store.url(QUARANTINE_NAME)}"

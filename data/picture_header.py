@@ -185,7 +185,7 @@ def _exif_orientation(exif: bytes) -> int:
         return 1
     try:
         tags, _ = _tiff_tags(exif)
-    except (struct.error, IndexError, OverflowError):
+    except (DataError, struct.error, IndexError, OverflowError):
         return 1
     orientation = tags.get(274, (1,))[0]
     return orientation if 1 <= orientation <= 8 else 1

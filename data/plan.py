@@ -11,13 +11,12 @@ from data.errors import DataError
 from data.item import Item
 from data.preparation import ALL_LEVELS, Intensity, Mode, Reference
 from data.pyramid import resolutions_to
-from data.sample import SPLITS, Split
+from data.sample import SPLITS, TRAINING, Split, side_of
 
 Fractions = tuple[float, float, float]
 """Train, validation and test fraction; their sum is 1."""
 
 _FORMAT = 3
-_TRAINING = "train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,11 +234,6 @@ def _hash(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
 
 
-def _side(split: Split) -> str:
-    """Training, validation or test: what must not share a physical part."""
-    return _TRAINING if split in ("train-normal", "train-abnormal") else split
-
-
 def _sides(items: Iterable[Item]) -> dict[str, str]:
     """Return each group's side, as far as splits are given."""
     known: dict[str, Item] = {}
@@ -248,12 +242,12 @@ def _sides(items: Iterable[Item]) -> dict[str, str]:
             continue
         first = known.setdefault(item.group, item)
         assert first.split
-        if _side(first.split) != _side(item.split):
+        if side_of(first.split) != side_of(item.split):
             raise DataError(
                 f"group {item.group} is in two splits, {first.split} ({first.source}) and "
                 f"{item.split} ({item.source}); keep all images of one part in one split"
             )
-    return {group: _side(item.split) for group, item in known.items() if item.split}
+    return {group: side_of(item.split) for group, item in known.items() if item.split}
 
 
 def _side_of(group: str, labels: set[str], seed: int, fractions: Fractions) -> str:
@@ -262,12 +256,12 @@ def _side_of(group: str, labels: set[str], seed: int, fractions: Fractions) -> s
     place = int.from_bytes(_hash(seed, group)[:8]) / 2**64
     train, validation, _ = fractions
     if place < (train / 2 if "abnormal" in labels else train):
-        return _TRAINING
+        return TRAINING
     return "validation" if train <= place < train + validation else "test"
 
 
 def _split_on(side: str, item: Item) -> Split:
-    if side == _TRAINING:
+    if side == TRAINING:
         return "train-abnormal" if item.label == "abnormal" else "train-normal"
     return "validation" if side == "validation" else "test"
 

@@ -161,9 +161,13 @@ class SplitReader:
             while (shard, sample) in self._lost:
                 shard, sample = self._next(shard, sample)
             file = self._file(shard)
-            if file:
+            if file is None:
+                continue
+            try:
                 mask = file.mask(sample) if self.masks else None
                 return Encoded(file.payload(sample), mask, (shard, sample))
+            except LostDataError as error:
+                self._lose(shard, sample, str(error))
 
     def _next(self, shard: int, sample: int) -> tuple[int, int]:
         if sample + 1 < self.shards[shard].samples:

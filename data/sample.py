@@ -19,6 +19,7 @@ Mask = NDArray[np.bool_]
 Label = Literal["normal", "abnormal", "unlabelled"]
 Split = Literal["train-normal", "train-abnormal", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+TRAINING = "train"
 
 # A dot ends the key in a WebDataset member name, and a slash would make a folder.
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -29,6 +30,11 @@ _PNG_HEADER_BYTES = 26
 _PNG_COLOUR = {1: 0, 3: 2}
 _PNG_MODE = {1: "mono", 3: "rgb"}
 _COLOUR_MODES = {"RGB", "RGBA", "P", "CMYK", "YCbCr"}
+
+
+def side_of(split: Split) -> str:
+    """Training, validation or test: what must not share a physical part."""
+    return TRAINING if split in ("train-normal", "train-abnormal") else split
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ that finds it there. A lock file lets one process fetch a shard while the others
 the folder is full, the files used longest ago go first; whoever has one open reads on undisturbed.
 """
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -19,11 +20,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data.dataset import ShardInfo
-from data.errors import DataError, LostDataError
+from data.errors import DataError, LostDataError, StoreUnavailableError
 from data.patience import resumed
 from data.store import Store
 
 _HASH_BYTES = 2**20
+_LOST = (errno.ENOENT, errno.ENOTDIR, errno.EIO)
+"""What says that the shard is gone or its disk broken; anything else is not about the shard."""
 
 
 class ShardCache:
@@ -44,6 +47,7 @@ class ShardCache:
         self.store = store
         self.limit_bytes = limit_bytes
         self._retry_s = retry_s
+        self._given_up = False
         self._verified: set[str] = set()
         self._folder = None if store.is_local else _own_folder(folder)
 
@@ -55,13 +59,13 @@ class ShardCache:
             DataError: if the store cannot be reached, or the cache has no room.
         """
         if self._folder is None:
-            file = self._open_local(self.store.local_path(shard.path), shard)
-            self._verify(file, shard)
-            return file
+            return self._open_local(self.store.local_path(shard.path), shard)
         # Another process may delete the file between the look and the opening.
         for _ in range(3):
             target = self._folder / f"{shard.sha256}.tar"
             try:
+                # Somebody may have cleared the folder away, too.
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 return (
                     self._open_kept(target, shard)
                     if target.exists()
@@ -78,10 +82,17 @@ class ShardCache:
 
     def _open_local(self, path: Path, shard: ShardInfo) -> BinaryIO:
         try:
-            return path.open("rb", buffering=0)
+            file = path.open("rb", buffering=0)
+            try:
+                self._verify(file, shard)
+            except BaseException:
+                file.close()
+                raise
         except OSError as error:
-            reason = f"reading {path} failed: {error.strerror}"
-            raise LostDataError(reason) from error
+            lost = error.errno in _LOST
+            told = f"reading {path} failed: {error.strerror}"
+            raise (LostDataError(told) if lost else DataError(told)) from error
+        return file
 
     def _open_kept(self, target: Path, shard: ShardInfo) -> BinaryIO:
         file = target.open("rb", buffering=0)
@@ -136,10 +147,10 @@ class ShardCache:
             dir=target.parent, prefix=f"{shard.sha256[:2]}-", suffix=".part"
         )
         try:
-            with os.fdopen(handle, "wb", buffering=0) as file:
+            # Buffered: a plain write to a disk that is nearly full may keep a part and say nothing.
+            with os.fdopen(handle, "wb") as file:
                 digest, size = hashlib.sha256(), 0
-                read = functools.partial(self.store.read_chunks, shard.path)
-                for chunk in resumed(read, retry_s=self._retry_s):
+                for chunk in self._chunks(shard.path):
                     file.write(chunk)
                     digest.update(chunk)
                     size += len(chunk)
@@ -154,6 +165,17 @@ class ShardCache:
                 return target.open("rb", buffering=0)
         except BaseException:
             Path(name).unlink(missing_ok=True)
+            raise
+
+    def _chunks(self, path: str) -> Iterator[bytes]:
+        """Read an object in spite of an outage; many that wait for the same store wait once."""
+        read = functools.partial(self.store.read_chunks, path)
+        try:
+            for chunk in resumed(read, retry_s=0.0 if self._given_up else self._retry_s):
+                self._given_up = False
+                yield chunk
+        except StoreUnavailableError:
+            self._given_up = True
             raise
 
     def _make_room(self, incoming_bytes: int) -> None:

@@ -46,12 +46,20 @@ class ShardFile:
         os.posix_fadvise(self._file.fileno(), offset, size, os.POSIX_FADV_WILLNEED)
 
     def payload(self, sample: int) -> bytes:
-        """Return the encoded image of a sample, counted in the shard's order."""
+        """Return the encoded image of a sample, counted in the shard's order.
+
+        Raises:
+            LostDataError: if the disk refuses.
+        """
         image, _ = self._places[sample]
         return self._read(image)
 
     def mask(self, sample: int) -> bytes | None:
-        """Return the encoded mask of a sample; None where there is none."""
+        """Return the encoded mask of a sample; None where there is none.
+
+        Raises:
+            LostDataError: if the disk refuses.
+        """
         _, mask = self._places[sample]
         return self._read(mask) if mask else None
 
@@ -61,7 +69,11 @@ class ShardFile:
 
     def _read(self, place: Place) -> bytes:
         offset, size = place
-        return os.pread(self._file.fileno(), size, offset)
+        try:
+            return os.pread(self._file.fileno(), size, offset)
+        except OSError as error:
+            told = f"reading byte {offset} of {self._shard.path} failed: {error.strerror}"
+            raise LostDataError(told) from error
 
 
 def _sample_places(file: BinaryIO, shard: ShardInfo) -> list[tuple[Place, Place | None]]:

@@ -156,7 +156,7 @@ class Store:
         """
         folder = prefix.rpartition("/")[0]
         with self._reaching("listing", folder) as (filesystem, location):
-            found = filesystem.find(location)
+            found = list(_files_below(location)) if self.is_local else filesystem.find(location)
         root = self.uri.removeprefix(_S3).rstrip("/") + "/"
         names = (str(name).removeprefix(root) for name in found if str(name).startswith(root))
         return sorted(
@@ -198,6 +198,27 @@ class Store:
             yield self.filesystem()[0] if connect else None, url.removeprefix(_S3)
         except FAILURES as error:
             raise explain(action, url, error) from error
+
+
+def _files_below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
+    """Yield all files at any depth, in folders that are links, too, but for links back up.
+
+    Raises:
+        OSError: where a folder cannot be listed; one that is not there holds nothing.
+    """
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        with os.scandir(folder) as listed:
+            entries = list(listed)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from _files_below(entry.path, above | {real})
+        else:
+            yield entry.path
 
 
 def _file_chunks(path: Path, start: int, length: int | None) -> Iterator[bytes]:

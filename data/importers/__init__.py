@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
+from data.dataset import INDEX_NAME
 from data.errors import DataError
 from data.importers import caltech256, folders, ir_mnist, mnist, mvtec, table, webdataset
 from data.importers.files import is_image
@@ -66,11 +67,26 @@ def _detect(store: Store, names: Sequence[str], options: ImportOptions) -> str:
     """Return the format that the names show.
 
     Raises:
-        DataError: if they show none, telling what was looked for.
+        DataError: if they show none, telling what was looked for, or shards beside another.
     """
+    shards = [name for name in names if name.endswith((".tar", ".tar.gz", ".tgz"))]
+    layout = _layout(names, options)
+    if shards and layout and INDEX_NAME not in names:
+        raise DataError(
+            f"{store.uri} has shards ({shards[0]}) and the files of {layout}; set pack.format to "
+            f"webdataset or {layout}"
+        )
+    if shards or layout:
+        return "webdataset" if shards else layout
+    if not names and not store.exists():
+        raise DataError(f"there is nothing at {store.uri}; give the folder of the images")
+    found = ", ".join(sorted(names)[:5]) or "nothing"
+    raise DataError(f"{store.uri} is of no known format (found {found}); looked for {_LOOKED_FOR}")
+
+
+def _layout(names: Sequence[str], options: ImportOptions) -> str:
+    """Return the format of files that are no shards; empty where they are of none."""
     tops = {name.split("/", 1)[0] for name in names if "/" in name}
-    if any(name.endswith((".tar", ".tar.gz", ".tgz")) for name in names):
-        return "webdataset"
     if any(re.fullmatch(r"train-images[-.]idx3-ubyte(\.gz)?", name) for name in names):
         return "mnist"
     images = [name for name in names if is_image(name)]
@@ -81,5 +97,4 @@ def _detect(store: Store, names: Sequence[str], options: ImportOptions) -> str:
     normal = tuple(f"{kind}/" for kind in options.normal_kinds or folders.NORMAL_FOLDERS)
     if any(name.removeprefix("images/").startswith(normal) for name in images):
         return "folders"
-    found = ", ".join(sorted(names)[:5]) or "nothing"
-    raise DataError(f"{store.uri} is of no known format (found {found}); looked for {_LOOKED_FOR}")
+    return ""

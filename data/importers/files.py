@@ -5,13 +5,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import PurePosixPath
+from typing import get_args
 
 from data.errors import DataError
 from data.formats import read_mask, read_picture
 from data.item import ImportOptions, Item, Picture, key_of
-from data.sample import Label, Split
+from data.sample import SPLITS, Label, Split
 from data.store import Store
 
+LABELS: tuple[Label, ...] = get_args(Label)
+KINDS: dict[Label, str] = {"normal": "good", "abnormal": "defect", "unlabelled": "unknown"}
+"""Kinds of images of which only the label is told."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 
 Location = tuple[Store, str]
@@ -76,7 +80,36 @@ def keys_for(paths: Sequence[str]) -> list[str]:
 
 def shuffled(names: Iterable[str], seed: int) -> list[str]:
     """Return the names in an order that depends on the seed and not on the order given."""
-    return sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+
+    def place(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()
+
+    return sorted(names, key=place)
+
+
+def split_named(told: object, label: Label, where: str) -> Split | None:
+    """Return the split of this name, or of `train` what the label says; None for an empty name.
+
+    Args:
+        told: the name.
+        label: of the image.
+        where: the image, for people.
+
+    Raises:
+        DataError: if there is no such split, or an image with this label cannot be in it.
+    """
+    if told == "":
+        return None
+    if told == "train":
+        return "train-abnormal" if label == "abnormal" else "train-normal"
+    split = next((split for split in SPLITS if split == told), None)
+    if split is None:
+        raise DataError(f"{where}: split {told!r} is not one of train, {', '.join(SPLITS)}")
+    if (split == "train-normal" and label == "abnormal") or (
+        split == "train-abnormal" and label != "abnormal"
+    ):
+        raise DataError(f"{where}: an image labelled {label} cannot be in {split}; correct one")
+    return split
 
 
 def check_fraction(name: str, value: float) -> None:

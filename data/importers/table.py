@@ -5,22 +5,19 @@ import difflib
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data.errors import DataError
-from data.importers.files import Location, file_item, keys_for, stem_of
+from data.importers.files import KINDS, LABELS, Location, file_item, keys_for, split_named, stem_of
 from data.item import ImportOptions, Item, unique_keys
-from data.sample import SPLITS, Label, Split
+from data.sample import Label, Split, side_of
 from data.store import Store
 
 COLUMNS = ("image", "label", "mask", "group", "split", "kind")
 SUFFIXES = (".csv", ".parquet")
 
-_LABELS: tuple[Label, ...] = get_args(Label)
-_KINDS: dict[Label, str] = {"normal": "good", "abnormal": "defect", "unlabelled": "unknown"}
 
 _Row = dict[str, str]
 
@@ -60,7 +57,7 @@ def items(
     if not rows:
         raise DataError(f"{url} has no rows")
     images = _locations(store, url, rows, "image")
-    _check_twice(url, images)
+    _check_twice(url, [image for image in images if image])
     keys = keys_for([row["image"] for row in rows])
     masks = _locations(store, url, rows, "mask")
     result = []
@@ -76,7 +73,7 @@ def items(
             kind=kind,
             mask=masks[number - 1],
             group=row.get("group") or stem_of(row["image"]),
-            split=_split(row, label, f"{url} row {number}"),
+            split=split_named(row.get("split", ""), label, f"{url} row {number}"),
         )
         result.append(item)
     _check_groups(url, result)
@@ -173,18 +170,22 @@ def _locations(store: Store, url: str, rows: list[_Row], column: str) -> list[Lo
 
 def _location(store: Store, value: str) -> Location:
     if "://" not in value and not value.startswith("/"):
-        store.url(value)
+        if ".." in value.split("/"):
+            raise DataError(
+                f"{value!r} leads above the table; put the table above all images, or give whole "
+                "locations"
+            )
         return store, str(PurePosixPath(value))
     folder, _, name = value.rpartition("/")
     return Store(folder or "/"), name
 
 
-def _check_twice(url: str, images: list[Location | None]) -> None:
-    seen: dict[Location | None, int] = {}
-    for number, image in enumerate(images, start=1):
-        if image in seen:
-            raise DataError(f"{url} rows {seen[image]} and {number} have the same image; drop one")
-        seen[image] = number
+def _check_twice(url: str, images: list[Location]) -> None:
+    seen: dict[str, int] = {}
+    for number, (store, path) in enumerate(images, start=1):
+        first = seen.setdefault(store.url(path), number)
+        if first != number:
+            raise DataError(f"{url} rows {first} and {number} have the same image; drop one")
 
 
 def _label_and_kind(row: _Row, options: ImportOptions, where: str) -> tuple[Label, str]:
@@ -193,34 +194,21 @@ def _label_and_kind(row: _Row, options: ImportOptions, where: str) -> tuple[Labe
         label: Label = "unlabelled"
         if kind and options.normal_kinds:
             label = "normal" if kind in options.normal_kinds else "abnormal"
-        return label, kind or _KINDS[label]
-    for known in _LABELS:
+        return label, kind or KINDS[label]
+    for known in LABELS:
         if known == told:
-            return known, kind or _KINDS[known]
-    raise DataError(f"{where}: label {row['label']!r} is not one of {', '.join(_LABELS)}")
-
-
-def _split(row: _Row, label: Label, where: str) -> Split | None:
-    told = row.get("split", "")
-    if not told:
-        return None
-    if told == "train":
-        return "train-abnormal" if label == "abnormal" else "train-normal"
-    split = next((split for split in SPLITS if split == told), None)
-    if split is None:
-        raise DataError(f"{where}: split {told!r} is not one of train, {', '.join(SPLITS)}")
-    if (split == "train-normal" and label == "abnormal") or (
-        split == "train-abnormal" and label != "abnormal"
-    ):
-        raise DataError(f"{where}: an image labelled {label} cannot be in {split}; correct one")
-    return split
+            return known, kind or KINDS[known]
+    raise DataError(f"{where}: label {row['label']!r} is not one of {', '.join(LABELS)}")
 
 
 def _check_groups(url: str, result: list[Item]) -> None:
-    seen: dict[str, tuple[int, Split | None]] = {}
+    """Refuse a part in two splits; where only some of its rows have a split, the others join it."""
+    seen: dict[str, tuple[int, Split]] = {}
     for number, item in enumerate(result, start=1):
+        if item.split is None:
+            continue
         row, split = seen.setdefault(item.group, (number, item.split))
-        if split != item.split:
+        if side_of(split) != side_of(item.split):
             raise DataError(
                 f"{url} rows {row} and {number}: group {item.group!r} is in {split} and in "
                 f"{item.split}; keep all images of one part in one split"

@@ -4,21 +4,20 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn
 
 from data.dataset import INDEX_NAME, load_index
 from data.errors import DataError
 from data.formats import read_mask, read_picture
-from data.importers.files import IMAGE_SUFFIXES
+from data.importers.files import IMAGE_SUFFIXES, KINDS, LABELS, split_named
 from data.importers.tar_headers import Member, TarFile, members
 from data.item import ImportOptions, Item, Picture, key_of, unique_keys
-from data.sample import SPLITS, Label, Split
+from data.sample import Label
 from data.store import Store
 
 _IMAGE_MEMBERS = tuple(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
 _MASK_MEMBER = "mask.png"
 _SMALL_BYTES = 2**16
-_LABELS: tuple[Label, ...] = get_args(Label)
 
 _Span = tuple[int, int]
 
@@ -133,19 +132,14 @@ def _item(
         ),
         label=label,
         kind=kind,
-        group=_text(facts.get("group") or f"{path}/{stem}"),
+        group=str(_given(facts, "group", f"{path}/{stem}")),
         source=f"{store.url(path)}#{stem}",
-        split=_split(facts, label, f"{store.url(path)}#{stem}"),
+        split=split_named(_given(facts, "split", ""), label, f"{store.url(path)}#{stem}"),
     )
 
 
 def _span(member: Member) -> _Span:
     return member.start, member.size
-
-
-def _text(value: object) -> str:
-    """Return what any index can hold: JSON may escape half characters."""
-    return str(value).encode("utf-8", "replace").decode()
 
 
 def _bad_item(store: Store, path: str, stem: str, fault: str) -> Item:
@@ -186,26 +180,20 @@ def _facts(tar: TarFile, sample: _Parts) -> tuple[dict[str, Any], str]:
 
 
 def _label_and_kind(facts: dict[str, Any], options: ImportOptions) -> tuple[Label, str]:
-    told = facts.get("label")
-    known = next((label for label in _LABELS if label == told), None)
-    kind = facts.get("kind", None if known else told)
+    told = _given(facts, "label", None)
+    known = next((label for label in LABELS if label == told), None)
+    kind = _given(facts, "kind", None if known else told)
     if known:
-        return known, _text(kind or {"normal": "good", "abnormal": "defect"}.get(known, "unknown"))
+        return known, KINDS[known] if kind is None else str(kind)
     if not options.normal_kinds or kind is None:
-        return "unlabelled", "unknown" if kind is None else _text(kind)
-    return "normal" if str(kind) in options.normal_kinds else "abnormal", _text(kind)
+        return "unlabelled", KINDS["unlabelled"] if kind is None else str(kind)
+    return "normal" if str(kind) in options.normal_kinds else "abnormal", str(kind)
 
 
-def _split(facts: dict[str, Any], label: Label, source: str) -> Split | None:
-    told = facts.get("split")
-    if told is None or told == "":
-        return None
-    if told == "train":
-        return "train-abnormal" if label == "abnormal" else "train-normal"
-    split = next((split for split in SPLITS if split == told), None)
-    if split is None:
-        raise DataError(f"{source}: split {told!r} is not one of train, {', '.join(SPLITS)}")
-    return split
+def _given(facts: dict[str, Any], name: str, default: Any) -> Any:
+    """Return a fact; 0 is one, null and an empty text are none."""
+    value = facts.get(name)
+    return default if value in (None, "") else value
 
 
 def read_members(

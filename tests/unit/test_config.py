@@ -150,6 +150,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         ("- 1\n", "must hold sections"),
         ("objective: {gamma: 0.5\n", "is not valid YAML"),
         ("objective: 3\n", "objective="),
+        ("cluster: {num_workers: 4}\ncluster: {num_actors: 3}\n", "'cluster' stands there twice"),
+        ("objective:\n  gamma: 0.5\n  alpha: 1\n  gamma: 0.7\n", "'gamma' stands there twice"),
     ],
 )
 def test_bad_file_is_one_clear_error(tmp_path: Path, content: str, told: str) -> None:

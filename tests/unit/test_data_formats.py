@@ -1,6 +1,7 @@
 """Image files of users, every format."""
 
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -89,6 +90,19 @@ def test_orientation_is_applied(orientation: int) -> None:
         assert far == 0 if kind != "JPEG" else far < 60
     payload = saved(Image.fromarray(RGB), "TIFF", tiffinfo={274: orientation})
     assert same(read_picture(payload, PLAIN), wanted)
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        pytest.param(struct.pack("<HHHII", 60_000, 274, 3, 1, 3), id="more tags than there are"),
+        pytest.param(struct.pack("<HHHII", 1, 34665, 7, 2**30, 0), id="a tag larger than the file"),
+    ],
+)
+def test_nonsense_in_exif_turns_nothing(tags: bytes) -> None:
+    damaged = b"Exif\0\0" + struct.pack("<2sHI", b"II", 42, 8) + tags + bytes(4)
+    payload = saved(Image.fromarray(RGB), "JPEG", exif=damaged)
+    assert read_picture(payload, PLAIN).shape == RGB.shape
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -213,11 +213,22 @@ def test_what_fits_nothing_is_told_what_was_looked_for(tmp_path: Path) -> None:
     store = written(tmp_path, "a/1.png", "b/1.png")
     with pytest.raises(DataError, match=r"found a/1\.png, b/1\.png.*train/good/.*\.parquet"):
         import_items(store.uri, "auto", PLAIN)
-    with pytest.raises(DataError, match="found nothing"):
+    with pytest.raises(DataError, match=r"there is nothing at .*/none"):
         import_items(str(tmp_path / "none"), "auto", PLAIN)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="found nothing"):
+        import_items(str(tmp_path / "empty"), "auto", PLAIN)
     with pytest.raises(DataError, match="format='zip' is not one of auto, folders"):
         import_items(store.uri, "zip", PLAIN)
     assert "ir-mnist" in FORMATS
+
+
+def test_shards_beside_class_folders_are_not_taken_for_the_whole(tmp_path: Path) -> None:
+    store = written(tmp_path, "good/1.png", "dent/1.png")
+    store.write_bytes("old/backup.tar", b"")
+    with pytest.raises(DataError, match=r"old/backup\.tar.*set pack\.format to webdataset or fold"):
+        import_items(store.uri, "auto", PLAIN)
+    assert len(import_items(store.uri, "folders", PLAIN)) == 2
 
 
 # --- real images, where there are some ---

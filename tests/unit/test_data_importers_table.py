@@ -93,7 +93,7 @@ def test_columns_may_have_other_names_and_kinds_give_labels(tmp_path: Path) -> N
         ("image,label\na.png,normal\n,normal\n", r"row 2 has no image"),
         ("image,label\na.png,normal\nb.png\n", r"row 2 has 1 values, the header 2"),
         ("image\na.png\nb.png\n./a.png\n", r"rows 1 and 3 have the same image"),
-        ("image\n../a.png\n", r"row 1: image: .* leaves the store"),
+        ("image\n../a.png\n", r"row 1: image: .* leads above the table"),
         ("image\nhttp://x/a.png\n", r"row 1: image: .* is not supported"),
         ("image,label,split\na.png,abnormal,train-normal\n", r"abnormal cannot be in train-normal"),
         ("image,split\na.png,train-abnormal\n", r"unlabelled cannot be in train-abnormal"),
@@ -124,3 +124,16 @@ def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
             table.items(store, PLAIN, table=name)
     with pytest.raises(DataError, match="columns has 'colour'"):
         imported(tmp_path, "image\na.png\n", columns={"colour": "x"})
+
+
+def test_rows_of_a_part_may_differ_in_label_and_leave_the_split_open(tmp_path: Path) -> None:
+    text = "image,label,group,split\na.png,normal,p,train\nb.png,abnormal,p,train\nc.png,,p,\n"
+    items = imported(tmp_path, text)
+    assert [item.split for item in items] == ["train-normal", "train-abnormal", None]
+    with pytest.raises(DataError, match="rows 1 and 4: group 'p' is in train-normal and in test"):
+        imported(tmp_path, text + "d.png,,p,test\n")
+
+
+def test_one_file_under_two_names_is_found(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="rows 1 and 2 have the same image"):
+        imported(tmp_path, f"image\nsub/a.png\n{tmp_path}/sub/a.png\n")

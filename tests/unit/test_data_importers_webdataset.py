@@ -247,3 +247,17 @@ def test_mutated_shards_are_imported_or_refused(tmp_path_factory, data: st.DataO
     # Five samples, or something that stands for those that are gone.
     assert items
     assert len(items) >= 5 or lost(items)
+
+
+def test_zero_is_a_group_and_a_kind(tmp_path: Path) -> None:
+    facts = [{"group": 0, "label": "abnormal", "kind": 0}, {"group": 0}, {"group": ""}]
+    files = [(f"{n}.json", json.dumps(fact).encode()) for n, fact in enumerate(facts)]
+    items = imported(tmp_path, tar(*files, *((f"{n}.png", grey(n)) for n in range(3))))
+    assert [item.group for item in items] == ["0", "0", "a/00.tar/2"]
+    assert [item.kind for item in items] == ["0", "unknown", "unknown"]
+
+
+def test_a_split_that_the_label_forbids_is_refused(tmp_path: Path) -> None:
+    facts = json.dumps({"label": "abnormal", "split": "train-normal"}).encode()
+    with pytest.raises(DataError, match="labelled abnormal cannot be in train-normal"):
+        imported(tmp_path, tar(("x.png", grey(1)), ("x.json", facts)))

@@ -1,8 +1,11 @@
 """The shard cache: whole or absent, bounded, shared by processes, patient with the store."""
 
 import dataclasses
+import errno
 import hashlib
+import io
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -239,3 +242,68 @@ def test_local_shards_are_read_in_place_and_checked_once(tmp_path, monkeypatch) 
     monkeypatch.setattr(shard_cache.hashlib, "sha256", None)
     cache.open(shard).close()
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_disk_that_takes_a_part_of_a_write_is_told(remote, tmp_path, monkeypatch) -> None:
+    shard, write = _shard(Path(remote.uri), 1), os.write
+
+    class Full(io.FileIO):
+        """Keeps 1,500 bytes in all, as a disk does that is nearly full."""
+
+        def write(self, payload) -> int:
+            room = 1500 - os.fstat(self.fileno()).st_size
+            if room <= 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(self.fileno(), bytes(payload)[:room])
+
+    def opened(handle: int, mode: str, buffering: int = -1):
+        raw = Full(handle, mode)
+        return raw if buffering == 0 else io.BufferedWriter(raw)
+
+    monkeypatch.setattr(shard_cache.os, "fdopen", opened)
+    with pytest.raises(DataError, match=r"No space left.*free space"):
+        _cache(remote, tmp_path).open(shard)
+    assert not _kept(tmp_path)
+
+
+def test_a_cache_folder_cleared_away_is_made_again(remote, tmp_path) -> None:
+    cache = _cache(remote, tmp_path)
+    cache.open(_shard(Path(remote.uri), 1)).close()
+    shutil.rmtree(tmp_path / "cache")
+    other = _shard(Path(remote.uri), 2)
+    cache.open(other).close()
+    assert _kept(tmp_path) == [f"{other.sha256}.tar"]
+
+
+def test_an_outage_is_waited_for_once_by_all(remote, tmp_path) -> None:
+    shards = [_shard(Path(remote.uri), number) for number in range(3)]
+    cache = _cache(remote, tmp_path, retry_s=0.5)
+    remote.faults.extend([(0, StoreUnavailableError("down"))] * 1000)
+    with pytest.raises(StoreUnavailableError):
+        cache.open(shards[0])
+    num_requests = len(remote.requests)
+    for shard in shards[1:]:
+        with pytest.raises(StoreUnavailableError):
+            cache.open(shard)
+    assert len(remote.requests) == num_requests + 2
+    remote.faults.clear()
+    cache.open(shards[0]).close()
+    remote.faults[:] = [(1, StoreUnavailableError("reset"))]
+    cache.open(shards[1]).close()
+
+
+@pytest.mark.parametrize(
+    ("number", "lost"), [(errno.ENOENT, True), (errno.EIO, True), (errno.EMFILE, False)]
+)
+def test_only_what_is_about_a_local_shard_makes_it_lost(
+    tmp_path, monkeypatch, number: int, lost: bool
+) -> None:
+    shard = _shard(tmp_path, 1)
+
+    def refusing(*words, **settings):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(DataError, match=os.strerror(number)) as caught:
+        ShardCache(Store(str(tmp_path))).open(shard)
+    assert isinstance(caught.value, LostDataError) == lost

@@ -1,5 +1,6 @@
 """The local store."""
 
+import errno
 import os
 import pickle
 import threading
@@ -101,3 +102,32 @@ def test_killed_write_leaves_no_object(tmp_path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
     assert not store.exists("x")
     assert store.list() == []
+
+
+def test_linked_folders_are_listed_and_links_back_up_are_not_followed(tmp_path) -> None:
+    store = Store(str(tmp_path / "set"))
+    store.write_bytes("good/a.png", b"1")
+    Store(str(tmp_path / "elsewhere")).write_bytes("lot/b.png", b"2")
+    (tmp_path / "set/dent").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/lot/back").symlink_to(tmp_path / "set")
+    (tmp_path / "set/good/up").symlink_to(tmp_path / "set")
+    (tmp_path / "set/good/gone.png").symlink_to(tmp_path / "nowhere")
+    assert store.list() == ["dent/lot/b.png", "good/a.png", "good/gone.png"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    store.write_bytes("a/one.png", b"1")
+    store.write_bytes("b/two.png", b"2")
+    scandir = os.scandir
+
+    def refusing(folder):
+        if os.fspath(folder).endswith("/b"):
+            raise OSError(errno.EIO, "Input/output error")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DataError, match=r"listing .* failed"):
+        store.list()

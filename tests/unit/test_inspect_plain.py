@@ -116,9 +116,13 @@ def test_a_model_prepares_plain_images_in_the_intensity_of_its_data_set(
     for row in found.to_dict("records"):
         assert row["residual"] == scores[Path(row["source"]).name]
     with pytest.raises(
-        UserError, match=rf"intensity=none .*in .*with {intensity} .*inspect.source"
+        UserError, match=rf"intensity=none, .*in .*with {intensity}; .*inspect.source"
     ):
         find_inputs(config, load_card(run))
+    darker = index.preparation.model_copy(update={"levels": (0, 4095)})
+    save_card(run, load_card(run).model_copy(update={"preparation": darker}))
+    with pytest.raises(UserError, match=r"levels=\(0, 65535\), .*with \(0, 4095\); "):
+        find_inputs(packed, load_card(run))
 
 
 def test_a_part_is_inspected_first_and_the_rest_later(

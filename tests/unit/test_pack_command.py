@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -257,3 +258,44 @@ def test_preview_of_a_packed_set_shows_what_was_packed(
     assert "tile at x " in html
     assert _pictures(html, ' class="outline"')
     assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_data_set_is_not_packed_into_its_source(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "good/broken.png").unlink()
+    dest = tmp_path / "out"
+    assert main(_words(source, dest)) == 0
+    before = {path: path.read_bytes() for path in dest.rglob("*") if path.is_file()}
+    (tmp_path / "link").symlink_to(dest)
+    for target in (dest, tmp_path / "link", dest / "again"):
+        assert main(_words(dest, target, run__seed=1)) == 2
+        assert "lies in pack.source" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in dest.rglob("*") if path.is_file()}
+
+
+def test_names_that_are_no_utf8_are_packed(source: Path, tmp_path: Path) -> None:
+    folder = os.fsencode(source)
+    (source / "good/broken.png").write_bytes(b"")
+    os.rename(source / "good/broken.png", folder + b"/good/pr\xfcf.png")
+    os.rename(source / "scratch", folder + b"/ri\xdf")
+    os.rename(source / "masks/scratch", folder + b"/masks/ri\xdf")
+    dest = tmp_path / "out"
+    assert main(_words(source, dest, data__max_bad_fraction=0.02)) == 0
+    (row,) = map(json.loads, (dest / "quarantine.jsonl").read_text().splitlines())
+    assert row["source"].endswith("/good/pr\\udcfcf.png")
+    kinds = load_index(Store(str(dest))).kinds["test"]
+    assert kinds["ri\\udcdf"]
+
+
+def test_images_repaired_under_their_names_are_read_anew(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "good/broken.png").unlink()
+    colour = np.zeros((30, 40, 3), np.uint8)
+    (source / "good/7.png").write_bytes(encode_png(colour))
+    words = _words(source, tmp_path / "out")
+    assert main(words) == 2
+    assert "mixed channels" in capsys.readouterr().err
+    (source / "good/7.png").write_bytes(encode_png(colour[..., :1]))
+    assert main(words) == 0
