@@ -1,4 +1,9 @@
-"""The best model so far, by AUROC on validation images; it lies in best/ of the run directory."""
+"""The best model so far, by AUROC on validation images.
+
+It lies in `best/<images seen>/` of the run directory. A better one is whole before it goes.
+"""
+
+import contextlib
 
 from cluster.config import ObjectiveConfig
 from cluster.errors import UserError
@@ -30,11 +35,12 @@ class BestModel:
     ) -> None:
         self._run, self._architecture = run, architecture
         self._preparation, self._objective = preparation, objective
-        self._auroc = stored_auroc(run)
+        self._best = _stored(run)
 
     def offer(self, state: TrainingState, auroc: float) -> float:
         """Keep the model if it is better than all before; returns the highest AUROC so far."""
-        if self._auroc is None or auroc > self._auroc:
+        if self._best is None or auroc > self._best[0]:
+            folder = f"{BEST}/{state.images_seen:012d}"
             save_model(
                 self._run,
                 self._architecture,
@@ -43,25 +49,35 @@ class BestModel:
                 preparation=self._preparation,
                 objective=self._objective,
                 images_seen=state.images_seen,
-                folder=BEST,
+                folder=folder,
                 validation_auroc=auroc,
             )
-            self._auroc = auroc
-        return self._auroc
+            self._best = auroc, folder
+            for old in _folders(self._run) - {folder}:
+                self._run.delete_folder(old)
+        return self._best[0]
 
 
-def stored_auroc(run: Store) -> float | None:
-    """AUROC of the best model in a run directory; None without one that is whole."""
-    try:
-        return load_model(run, BEST).card.validation_auroc
-    # Killed between weights and card; the run comes to that model again.
-    except UserError:
-        return None
+def _folders(run: Store) -> set[str]:
+    """Folders of best models, whole or not."""
+    return {path.rpartition("/")[0] for path in run.list(f"{BEST}/") if path.count("/") > 1}
+
+
+def _stored(run: Store) -> tuple[float, str] | None:
+    """AUROC and folder of the best whole model; None without one."""
+    found = []
+    for folder in _folders(run):
+        # One that is not whole was being written when the run was killed.
+        with contextlib.suppress(UserError):
+            auroc = load_model(run, folder).card.validation_auroc
+            found.append((auroc or 0.0, folder))
+    return max(found, default=None)
 
 
 def finish_with_best(run: Store) -> bool:
     """Make the best model the finished one; returns False if there is none."""
-    if stored_auroc(run) is None:
+    best = _stored(run)
+    if best is None:
         return False
-    copy_model(run, BEST, MODEL)
+    copy_model(run, best[1], MODEL)
     return True

@@ -233,7 +233,8 @@ def checkpoint_name(*, num_cuts: int, images_seen: int) -> str:
 
 def last_metrics(run: Store) -> dict[str, float]:
     """Numbers reported with the last checkpoint of a run; empty if it has none."""
-    manifests = [path for path in run.list(f"{FOLDER}/{_PREFIX}") if path.endswith(f"/{MANIFEST}")]
-    if not manifests:
-        return {}
-    return Manifest.model_validate_json(run.read_bytes(max(manifests))).metrics
+    for path in reversed(run.list(f"{FOLDER}/{_PREFIX}", f"/{MANIFEST}")):
+        # A damaged one was refused, and an older one used in its place.
+        with contextlib.suppress(ValidationError):
+            return Manifest.model_validate_json(run.read_bytes(path)).metrics
+    return {}

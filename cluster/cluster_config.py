@@ -25,7 +25,7 @@ class Cluster(Section):
     images_per_pass: int = Field(0, ge=0, le=65_536)
     """Training images that a worker computes at once; larger batches are cut; 0: all, in images."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of the convolutions; statistics, losses and steps with R1 are float32 always."""
+    """Numbers of the convolutions; statistics, losses and D where R1 is due are always float32."""
     deterministic: bool = False
     """Whether GPUs use only algorithms that repeat bit for bit, as CPUs do: slower, yes or no."""
     dry_run: bool = False

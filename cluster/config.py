@@ -286,17 +286,32 @@ def load_config(
     tree = _read_yaml(str(PRESETS[preset])) if preset else {}
     for section, fields in (_read_yaml(path) if path else {}).items():
         whole = isinstance(fields, dict) and section in tree
-        tree[section] = tree[section] | fields if whole else fields
+        tree[section] = _merged(tree[section], fields) if whole else fields
     for dotted, value in (overrides or {}).items():
         section, _, field = dotted.partition(".")
         branch = tree.setdefault(section, {})
         if not isinstance(branch, dict):
             raise UserError(f"{section}={branch!r} must be a section of `name: value` lines")
-        branch[field] = value
+        tree[section] = _merged(branch, {field: value})
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error, path)) from None
+
+
+def _merged(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a section, the new ones before the old; `at` of a schedule is merged likewise."""
+    own, given = base.get("at"), new.get("at")
+    if isinstance(own, dict) and isinstance(given, dict):
+        old = {str(side): plan for side, plan in own.items()}
+        added = {
+            str(side): old[str(side)] | plan
+            if isinstance(plan, dict) and isinstance(old.get(str(side)), dict)
+            else plan
+            for side, plan in given.items()
+        }
+        new = new | {"at": old | added}
+    return base | new
 
 
 def dump_config(config: Config) -> str:

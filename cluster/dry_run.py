@@ -17,7 +17,7 @@ from cluster.schedule_config import Stage
 from cluster.train_loop import architecture_of, schedule_of
 from data.dataset import DatasetIndex
 from data.sample import Split
-from gan.memory import StepMemory
+from gan.memory import StepMemory, search_memory
 from gan.model import Architecture
 from gan.networks import num_parameters
 
@@ -46,6 +46,7 @@ def dry_run(config: Config, index: DatasetIndex) -> None:
     # With fewer workers each of them holds more images.
     fewest = config.cluster.model_copy(update={"num_workers": config.cluster.worker_counts[0]})
     check_memory(config.model_copy(update={"cluster": fewest}), memories, found)
+    check_search(config, architecture, found)
 
 
 def check_memory(config: Config, memories: list[StepMemory], found: Probe) -> None:
@@ -59,11 +60,10 @@ def check_memory(config: Config, memories: list[StepMemory], found: Probe) -> No
         needed = found.needed_bytes(memory, images)
         if needed <= found.memory_bytes:
             continue
-        group = config.networks.group_size
-        fitting = found.fitting_images(memory) // group * group
+        fitting, least = found.fitting_images(memory), max(s.least_pass for s in config.stages())
         advice = (
             f"set cluster.images_per_pass={fitting} or less"
-            if fitting >= group
+            if fitting >= least
             else "take fewer feature maps (networks.fmap_base, networks.fmap_max)"
         )
         raise UserError(
@@ -71,6 +71,30 @@ def check_memory(config: Config, memories: list[StepMemory], found: Probe) -> No
             f"{images} images a worker at once, a worker on {found.device} has "
             f"{found.memory_bytes / _GIB:.1f} GiB; {advice}"
         )
+
+
+def check_search(config: Config, architecture: Architecture, found: Probe) -> None:
+    """Refuse a latent search, of validation or calibration, that a worker's memory cannot hold.
+
+    Raises:
+        UserError: Naming how many images would fit.
+    """
+    if not config.search.steps:
+        return
+    memory, images = search_memory(architecture), config.search.batch
+    needed = found.needed_bytes(memory, images)
+    if needed <= found.memory_bytes:
+        return
+    fitting = found.fitting_images(memory)
+    advice = (
+        f"set search.batch={fitting} or less"
+        if fitting
+        else "take fewer feature maps (networks.fmap_base, networks.fmap_max)"
+    )
+    raise UserError(
+        f"the latent search of {images} images at once needs {needed / _GIB:.1f} GiB, a worker on "
+        f"{found.device} has {found.memory_bytes / _GIB:.1f} GiB; {advice}"
+    )
 
 
 def _print(

@@ -79,6 +79,11 @@ def train_encoder(config: Config, board: Any = None) -> None:
         if board and step % _SAY_EVERY == 0:
             numbers = " ".join(f"{name} {float(term):.3f}" for name, term in terms.items())
             board.update.remote(step * settings.batch, "encoder", numbers)
+    if not all(weight.isfinite().all() for weight in encoder.parameters()):
+        raise UserError(
+            f"the encoder diverged with encoder.lr={settings.lr}; lower it (the model itself is "
+            "finished, the same command trains the encoder alone)"
+        )
     save_encoder(run, encoder)
 
 

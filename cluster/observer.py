@@ -158,9 +158,8 @@ class Observer:
         latents = self._latents.to(self._state.device)
         images = self._state.average(latents, phase.stage, fade_of(self._state, phase))
         path = f"{SAMPLES}{self._state.images_seen / 1000:07.1f}-kimg-{phase.resolution}px.png"
-        picture = encode_png(grid(to_uint8(images), _SAMPLE_COLUMNS))
-        self._run.write_bytes(path, picture)
-        self._tracker.picture(path, picture)
+        self._run.write_bytes(path, encode_png(grid(to_uint8(images), _SAMPLE_COLUMNS)))
+        self._tracker.picture(path)
 
     def save(self) -> None:
         """Make all rows so far durable."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch.distributed
+import torch
+import torch.distributed as dist
 
 T = TypeVar("T")
 
@@ -25,5 +26,26 @@ class Ranks:
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value)
+        dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
+
+
+def mean_in_rank_order(
+    _: None,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[torch.Tensor]:
+    """Mean of a bucket of gradients over ranks, each number summed in the order of the ranks.
+
+    A hook of DistributedDataParallel. What it does by itself adds up three ranks and more in an
+    order that depends on a gradient's place in its bucket, and those places change after the first
+    step: a resumed run would differ in the last bit.
+    """
+    own = bucket.buffer()
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, own)
+    total, *others = parts
+    for part in others:
+        total += part
+    future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    future.set_result(total / len(parts))
+    return future

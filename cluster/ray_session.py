@@ -3,7 +3,9 @@
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +53,9 @@ def ray_session(min_cpus: float, *, state_api: bool = False) -> Iterator[None]:
             log_to_driver=False,
         )
         _tighten_token()
+    if threading.current_thread() is threading.main_thread():
+        # Ray's own handler would leave at once; as Ctrl-C it ends what was begun, such as a run.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

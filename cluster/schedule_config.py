@@ -38,6 +38,7 @@ class Stage:
 
     Attributes:
         num_parts: Parts that a worker cuts its share of a batch into.
+        least_pass: Training images of the smallest part it can be cut into.
     """
 
     resolution: int
@@ -47,6 +48,7 @@ class Stage:
     steady_kimg: float
     lr_factor: float
     num_parts: int
+    least_pass: int
 
 
 class Schedule(Section):
@@ -99,8 +101,10 @@ class Schedule(Section):
                 where = f"schedule.at.{side}.{name}" if name in own else f"schedule.{name}"
                 _check_shares(where, plan[name], worker_counts, group_size)
             shares = [plan[name] // num_workers for name in ("batch", "abnormal_batch")]
-            parts = _num_parts(side, shares, group_size, limit)
-            result.append(Stage(resolution=side, num_parts=parts, **plan))
+            num_groups = math.gcd(*shares) // group_size
+            parts = _num_parts(side, shares, num_groups, limit)
+            least = shares[0] // num_groups
+            result.append(Stage(resolution=side, num_parts=parts, least_pass=least, **plan))
         return result
 
     def _at(self, side: int) -> AtResolution:
@@ -120,14 +124,13 @@ def _check_shares(where: str, size: int, counts: Sequence[int], group_size: int)
     raise ValueError(f"{where}={size} must be a multiple of {what}; use {-(-size // each) * each}")
 
 
-def _num_parts(side: int, shares: list[int], group_size: int, limit: int) -> int:
-    """Into how many equal parts of whole groups a worker cuts its share of a batch."""
-    num_groups = math.gcd(*shares) // group_size
+def _num_parts(side: int, shares: list[int], num_groups: int, limit: int) -> int:
+    """Into how many equal parts, `num_groups` at most, a worker cuts its share of a batch."""
     for parts in range(1, num_groups + 1):
         if num_groups % parts == 0 and (not limit or shares[0] // parts <= limit):
             return parts
     raise ValueError(
         f"cluster.images_per_pass={limit} cannot be kept at {side} pixels: {shares[0]} training "
-        f"and {shares[1]} abnormal images a worker, in groups of {group_size}, can be cut to "
+        f"and {shares[1]} abnormal images a worker, whose groups stay whole, can be cut to "
         f"{shares[0] // num_groups} at least; raise it, or bring the batches closer together"
     )

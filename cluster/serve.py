@@ -9,7 +9,6 @@ import hashlib
 import ipaddress
 import logging
 import os
-import signal
 import socket
 import threading
 from typing import Any
@@ -143,8 +142,6 @@ def serve_model(config: Config) -> int:
                 "lower it or cluster.cpus_per_worker"
             )
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        # Ray has its own handler since it was started.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
         http = {"host": settings.host, "port": settings.port}
         ray_serve.start("HeadOnly", http_options=http, logging_config=_QUIET)
         try:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -241,11 +241,12 @@ class Tracker:
     Args:
         ref: The run; one without an id is left to `finish_run`.
         run: Run directory.
+        note: Called with a line for people, once, when MLflow does not take something.
     """
 
-    def __init__(self, ref: RunRef, run: Store) -> None:
-        self._ref, self._run = ref, run
-        self._waiting: queue.SimpleQueue[dict[str, Any] | tuple[str, bytes] | None]
+    def __init__(self, ref: RunRef, run: Store, note: Callable[[str], None]) -> None:
+        self._ref, self._run, self._note = ref, run, note
+        self._waiting: queue.SimpleQueue[dict[str, Any] | str | None]
         self._waiting = queue.SimpleQueue()
         self._closing = threading.Event()
         # A run that is resumed may have rows that were never sent.
@@ -257,9 +258,9 @@ class Tracker:
         """Send a row of metrics.jsonl."""
         self._waiting.put(row)
 
-    def picture(self, path: str, payload: bytes) -> None:
-        """Send a PNG under samples/."""
-        self._waiting.put((path, payload))
+    def picture(self, path: str) -> None:
+        """Send a picture of the run directory."""
+        self._waiting.put(path)
 
     def close(self, timeout_s: float) -> bool:
         """Stop, waiting at most `timeout_s` seconds; returns whether everything was sent."""
@@ -271,24 +272,32 @@ class Tracker:
         return complete
 
     def _send_all(self) -> None:
+        told = False
         while (item := self._waiting.get()) is not None:
             for backoff_s in _backoff():
                 try:
                     self._send(item)
                     break
-                except Exception:
+                except Exception as error:
+                    if not told:
+                        self._note(_failed(self._ref.uri, error))
+                        told = True
+                    # The store of artifacts may be away alone: curves must go on without it.
+                    if isinstance(item, str):
+                        self._whole = False
+                        break
                     if self._closing.wait(backoff_s):
                         return
         self._complete = self._whole and self._ref.run_id is not None
 
-    def _send(self, item: dict[str, Any] | tuple[str, bytes]) -> None:
+    def _send(self, item: dict[str, Any] | str) -> None:
         if self._ref.run_id is None:
             return
         client = connect(self._ref.uri)
         if isinstance(item, dict):
             send_rows(client, self._ref.run_id, [item])
         else:
-            send_file(client, self._ref.run_id, *item)
+            send_file(client, self._ref.run_id, item, self._run.read_bytes(item))
 
 
 def _backoff() -> Iterator[float]:
@@ -303,8 +312,9 @@ def _record(run: Store, ref: RunRef) -> None:
 
 
 def _warn(uri: str, error: Exception) -> None:
+    print(f"warning: {_failed(uri, error)}", file=sys.stderr)
+
+
+def _failed(uri: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    print(
-        f"warning: MLflow at {public_uri(uri)} failed: {public_uri(reason[:200])}; the run goes on",
-        file=sys.stderr,
-    )
+    return f"MLflow at {public_uri(uri)} failed: {public_uri(reason[:200])}; the run goes on"

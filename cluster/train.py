@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow.fs
 import ray.train
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError
 
@@ -29,6 +29,8 @@ from data.errors import DataError
 from data.store import Store
 
 _CONFIG = "config.yaml"
+_ALONE_S = 6 * 3600
+"""How long rank 0 may assess a model while the others wait; Ray itself sees workers that die."""
 
 
 def train(config: Config) -> int:
@@ -160,6 +162,7 @@ def _trainer(config: Config, job: dict[str, Any], callbacks: list[Any]) -> Torch
         train_worker,
         train_loop_config=job,
         scaling_config=_scaling(config),
+        torch_config=TorchConfig(timeout_s=int(_ALONE_S + config.data.retry_s)),
         run_config=ray.train.RunConfig(
             # Ray keeps nothing here but a mark, by which it sees that all nodes reach the place.
             name=FOLDER,

@@ -1,5 +1,7 @@
 """What each training worker does, top to bottom."""
 
+import contextlib
+import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +15,17 @@ from cluster.best_model import finish_with_best
 from cluster.checkpoint import Progress, check_finite, restore_checkpoint, save_checkpoint
 from cluster.checkpoint_store import CheckpointStore
 from cluster.config import Config
+from cluster.errors import UserError
 from cluster.feature_weights import FeatureWeights, pretrained_of
 from cluster.model_store import save_model
 from cluster.quarantine import Quarantine
 from cluster.rank_meter import RankMeter, due
-from cluster.ranks import Ranks
+from cluster.ranks import Ranks, mean_in_rank_order
 from cluster.rollback import RATE_CUT, check_second, rollback_note
 from cluster.schedule_config import Stage
 from cluster.stopping import StopFlag
-from data.dataset import DatasetIndex, load_index
+from data.dataset import INDEX_NAME, DatasetIndex, load_index
+from data.errors import DataError
 from data.patience import PatientStore
 from data.reader import SplitReader
 from data.sample import Split
@@ -48,14 +52,18 @@ def train_worker(job: Mapping[str, Any]) -> None:
     """
     worker = Worker(Config.model_validate(job["config"]), job["board"])
     worker.observe(job["tracking"])
-    while phase := phase_at(worker.schedule, worker.state.images_seen):
-        try:
-            if not worker.train_phase(phase):
-                worker.stop()
-                return
-        except NonFiniteError as error:
-            worker.roll_back(error)
-    worker.finish()
+    try:
+        while phase := phase_at(worker.schedule, worker.state.images_seen):
+            try:
+                if not worker.train_phase(phase):
+                    worker.stop()
+                    return
+            except NonFiniteError as error:
+                worker.roll_back(error)
+        worker.finish()
+    except UserError:
+        worker.leave()
+        raise
 
 
 class Worker:
@@ -96,7 +104,12 @@ class Worker:
         self.checkpoints = CheckpointStore(
             self.run,
             keep=config.cluster.keep_checkpoints,
-            identity={"seed": config.run.seed} | self.architecture.to_dict(),
+            identity={
+                "seed": config.run.seed,
+                "objective": config.objective.model_dump(),
+                "dataset": hashlib.sha256(dataset.read_bytes(INDEX_NAME)).hexdigest(),
+            }
+            | self.architecture.to_dict(),
         )
         self.state, self.progress = self.restore()
         self.saved_at = self.state.images_seen
@@ -141,7 +154,7 @@ class Worker:
             self.device,
             lambda resolution: self.open_split("train-normal", resolution, lanes=1),
         )
-        tracker = Tracker(RunRef(**tracking), self.run)
+        tracker = Tracker(RunRef(**tracking), self.run, self.note)
         self.observer = Observer(self.config, self.run, tracker, self.board, self.state, assessor)
 
     def train_phase(self, phase: Phase) -> bool:
@@ -230,6 +243,12 @@ class Worker:
             self.save({})
         if self.observer:
             self.observer.close()
+
+    def leave(self) -> None:
+        """Keep the rows that led to an error which only a person can mend."""
+        if self.observer:
+            with contextlib.suppress(DataError):
+                self.observer.close()
 
     def roll_back(self, error: NonFiniteError) -> None:
         """Go on from the last checkpoint with lower learning rates; all ranks call it alike.
@@ -324,7 +343,11 @@ def wrap_network(network: nn.Module, world_size: int, device: torch.device) -> n
     if world_size == 1:
         return network
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+    # Two terms have one sum, and GPUs promise no bits.
+    if device.type == "cpu" and world_size > 2:
+        wrapped.register_comm_hook(None, mean_in_rank_order)
+    return wrapped
 
 
 def architecture_of(

@@ -1,4 +1,4 @@
-"""How much memory a training step needs, found without running it.
+"""How much memory a step of training or of the latent search needs, found without running it.
 
 A step is traced on tensors that have shapes but no content, and every tensor that autograd keeps
 for a backward pass is counted once.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gan.model import AnyDiscriminator, Architecture
-from gan.networks import Generator, num_parameters, stage_resolution
+from gan.networks import Generator, num_parameters, num_stages, stage_resolution
 from gan.objective import r1_penalty
 
 _FLOAT_BYTES = 4
@@ -18,20 +18,20 @@ _FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Memory of a training step in float32.
+    """Memory of a step in float32.
 
     Attributes:
-        fixed_bytes: What does not depend on the batch: both networks, the average of G, gradients,
-            Adam's moments.
-        image_bytes: What each training image of a pass adds, the generated and the known abnormal
-            images that go with it included.
+        fixed_bytes: What does not depend on the batch: both networks and, in training, the average
+            of G, gradients, Adam's moments.
+        image_bytes: What each image of a pass adds; in training the generated and the known
+            abnormal images that go with it included.
     """
 
     fixed_bytes: int
     image_bytes: int
 
     def total_bytes(self, images: int) -> int:
-        """Memory of a pass with so many training images."""
+        """Memory of a pass with so many images."""
         return self.fixed_bytes + images * self.image_bytes
 
 
@@ -68,6 +68,36 @@ def step_memory(
     )
 
 
+def search_memory(architecture: Architecture) -> StepMemory:
+    """Estimate the memory of a step of the latent search at full size.
+
+    Args:
+        architecture: What searches.
+    """
+    with torch.device("meta"):
+        generator, discriminator = architecture.generator(), architecture.discriminator()
+    stage = num_stages(architecture.resolution) - 1
+    for network in (generator, discriminator):
+        network.requires_grad_(False)
+
+    def kept_bytes(images: int) -> int:
+        kept: dict[int, Tensor] = {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: _keep(kept, x), lambda x: x):
+            shape = (images, architecture.latent_dim)
+            image = generator(torch.empty(shape, device="meta", requires_grad=True), stage)
+            # The loss keeps the differences of the image and of all levels.
+            for made in (image, *discriminator.features(image, stage)):
+                (made - torch.empty_like(made)).square()
+        return _num_bytes(kept)
+
+    one, two = kept_bytes(1), kept_bytes(2)
+    weights = sum(map(num_parameters, (generator, discriminator)))
+    return StepMemory(
+        fixed_bytes=_FLOAT_BYTES * weights + 2 * one - two,
+        image_bytes=two - one,
+    )
+
+
 def _kept_bytes(
     networks: tuple[Generator, AnyDiscriminator],
     architecture: Architecture,
@@ -90,9 +120,13 @@ def _kept_bytes(
             lambda: generator(latent, stage, fade),
         ):
             trace()
-            result.append(sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+            result.append(_num_bytes(kept))
             kept.clear()
     return result[0], result[1], result[2]
+
+
+def _num_bytes(kept: dict[int, Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def _keep(kept: dict[int, Tensor], tensor: Tensor) -> Tensor:

@@ -89,8 +89,8 @@ class Execution:
     Attributes:
         num_parts: Parts the batch is cut into, one after the other in memory; gradients add up.
             Each part must be made of whole minibatch-std groups.
-        dtype: float32, or bfloat16 for the convolutions; head of D, losses and all of a step with
-            R1 stay in float32.
+        dtype: float32, or bfloat16 for the convolutions; head of D, losses and the whole of D's
+            update where R1 is due stay in float32.
     """
 
     num_parts: int = 1

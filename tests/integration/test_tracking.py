@@ -29,6 +29,10 @@ def _write_rows(run_dir: Path, count: int) -> None:
     (run_dir / METRICS).write_text(lines)
 
 
+NOTES: list[str] = []
+"""What trackers say to people; what they say is looked at elsewhere."""
+
+
 def _history(uri: str, run_id: str) -> list[tuple[int, float]]:
     history = MlflowClient(uri).get_metric_history(run_id, "train/loss_d")
     return sorted((metric.step, metric.value) for metric in history)
@@ -41,10 +45,11 @@ def _expected(count: int) -> list[tuple[int, float]]:
 def test_sqlite_in_the_run_directory_holds_the_whole_run(tmp_path: Path) -> None:
     config = _config(tmp_path)
     ref = open_run(config, name="one")
-    tracker = Tracker(ref, Store(config.run.dir))
+    tracker = Tracker(ref, Store(config.run.dir), NOTES.append)
     for number in range(5):
         tracker.row(_row(number))
-    tracker.picture("samples/a.png", PNG)
+    Store(config.run.dir).write_bytes("samples/a.png", PNG)
+    tracker.picture("samples/a.png")
     assert tracker.close(timeout_s=60)
     log_results(config, {"test/auroc": 0.9}, {"inspection/test/report.html": b"<p>"})
     finish_run(config, "FINISHED", name="one")
@@ -87,7 +92,7 @@ def test_server_away_for_a_while_stops_nobody_and_misses_nothing(
     with mlflow_server(tmp_path, port):
         ref = open_run(config, name="one")
         assert ref.run_id is not None
-        tracker = Tracker(ref, Store(config.run.dir))
+        tracker = Tracker(ref, Store(config.run.dir), NOTES.append)
         for number in range(3):
             tracker.row(_row(number))
         _wait_for(lambda: len(_history(ref.uri, ref.run_id or "")) == 3)
@@ -112,7 +117,7 @@ def test_server_down_from_the_start_gets_everything_at_the_end(tmp_path: Path) -
     config = _config(run_dir, f"http://127.0.0.1:{port}")
     ref = open_run(config, name="one")
     assert ref.run_id is None
-    tracker = Tracker(ref, Store(config.run.dir))
+    tracker = Tracker(ref, Store(config.run.dir), NOTES.append)
     for number in range(3):
         tracker.row(_row(number))
     assert not tracker.close(timeout_s=5)

@@ -50,10 +50,17 @@ def _run_id(config: Config) -> str:
 
 def test_artifact_store_down_loses_nothing(dead_artifacts: Config, uri: str) -> None:
     run = Store(dead_artifacts.run.dir)
-    tracker = Tracker(open_run(dead_artifacts, name="one"), run)
-    tracker.picture("samples/a.png", b"png")
+    notes: list[str] = []
+    tracker = Tracker(open_run(dead_artifacts, name="one"), run, notes.append)
+    run.write_bytes("samples/a.png", b"png")
+    for _ in range(2):
+        tracker.picture("samples/a.png")
     tracker.row(ROW)
-    assert not tracker.close(timeout_s=10)
+    assert not tracker.close(timeout_s=60)
+    # Curves go on beside pictures that cannot be sent, and people hear of it once.
+    assert MlflowClient(uri).get_run(_run_id(dead_artifacts)).data.metrics == {"train/loss_d": 0.5}
+    assert len(notes) == 1
+    assert "failed" in notes[0]
     run.write_bytes(METRICS, json.dumps(ROW).encode())
     finish_run(dead_artifacts, "FINISHED", name="one")
     assert MlflowClient(uri).get_run(_run_id(dead_artifacts)).data.metrics == {"train/loss_d": 0.5}

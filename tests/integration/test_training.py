@@ -50,7 +50,8 @@ def test_quality_is_measured_at_each_checkpoint_and_stage_end(run_dir: Path) -> 
     final = [row["train/best_auroc"] for row in measured.values() if "train/best_auroc" in row]
     aurocs = [row["train/validation_auroc"] for row in list(measured.values())[-len(final) :]]
     assert final == list(itertools.accumulate(aurocs, max))
-    best = json.loads((run_dir / "best/model.json").read_text())
+    (card,) = run_dir.glob("best/*/model.json")
+    best = json.loads(card.read_text())
     assert best["validation_auroc"] == final[-1]
     last = json.loads((run_dir / "model/model.json").read_text())
     assert last["images_seen"] == ends[2]

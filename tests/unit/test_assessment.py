@@ -10,7 +10,7 @@ import torch
 
 from cluster import validation
 from cluster.assessment import Assessor, fade_of
-from cluster.best_model import BEST, BestModel, finish_with_best, stored_auroc
+from cluster.best_model import BEST, BestModel, finish_with_best
 from cluster.config import Config, load_config
 from cluster.model_store import load_card, load_model
 from cluster.train_loop import Worker, architecture_of
@@ -164,7 +164,7 @@ def test_best_model_is_chosen_at_the_final_resolution_without_a_fade(
         for parameter in measured.state.average.parameters():
             parameter.add_(1)
     assert measured.at(LAST, 200) == {"validation_auroc": 0.8, "best_auroc": 0.9}
-    kept = load_model(run, BEST)
+    kept = load_model(run, f"{BEST}/{150:012d}")
     assert (kept.card.images_seen, kept.card.validation_auroc) == (150, 0.9)
     for name, value in kept.generator.state_dict().items():
         assert torch.equal(value, best[name])
@@ -183,25 +183,34 @@ def test_best_so_far_is_known_again_after_a_restart(packed: Store, tmp_path: Pat
     state.images_seen = 10
     again = _best(config)
     assert again.offer(state, 0.8) == 0.8
-    assert load_card(Store(str(tmp_path)), BEST).images_seen == 0, "the first of two equals stays"
+    assert _kept(tmp_path) == [0], "the first of two equals stays"
     assert again.offer(state, 0.9) == 0.9
-    assert load_card(Store(str(tmp_path)), BEST).images_seen == 10
+    assert _kept(tmp_path) == [10]
 
 
-def test_best_model_that_was_cut_off_while_written_counts_as_none(
+def _kept(run: Path) -> list[int]:
+    """Images that the best models in a run directory had seen."""
+    return sorted(int(path.parent.name) for path in run.glob(f"{BEST}/*/model.json"))
+
+
+def test_a_kill_while_a_better_model_is_written_leaves_the_best_before(
     packed: Store, tmp_path: Path
 ) -> None:
     run = Store(str(tmp_path))
     config = load_config(None, TINY | {"data.uri": packed.uri, "run.dir": str(tmp_path)})
     state = _state(config)
-    assert stored_auroc(run) is None
-    _best(config).offer(state, 0.9)
-    run.write_bytes(f"{BEST}/weights.safetensors", b"the next one, without its card")
-    assert stored_auroc(run) is None
     assert not finish_with_best(run)
-    assert not run.exists("model")
-    assert _best(config).offer(state, 0.7) == 0.7
-    assert stored_auroc(run) == 0.7
+    run.write_bytes(f"{BEST}/{5:012d}/weights.safetensors", b"the first one, without its card")
+    assert not finish_with_best(run)
+    _best(config).offer(state, 0.9)
+    run.write_bytes(f"{BEST}/{40:012d}/weights.safetensors", b"the next one, without its card")
+    assert _best(config).offer(state, 0.7) == 0.9
+    assert finish_with_best(run)
+    assert load_card(run).validation_auroc == 0.9
+    state.images_seen = 50
+    assert _best(config).offer(state, 0.95) == 0.95
+    assert _kept(tmp_path) == [50]
+    assert not run.exists(f"{BEST}/{40:012d}")
 
 
 @pytest.mark.parametrize(("keep_best", "images_seen"), [(False, 90), (True, 40)])

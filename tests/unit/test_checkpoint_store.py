@@ -219,3 +219,12 @@ def test_one_after_a_rate_cut_is_newer_whatever_came_before(run: Path) -> None:
     store = _open(run)
     _finish(store, 400, num_cuts=1)
     assert _newest(store)[0] == _name(400, num_cuts=1)
+
+
+def test_metrics_are_those_of_the_last_that_can_be_read(run: Path) -> None:
+    before = last_metrics(Store(str(run)))
+    assert before
+    later = run / "checkpoints" / _name(400, num_cuts=1)
+    later.mkdir()
+    (later / MANIFEST).write_text("{")
+    assert last_metrics(Store(str(run))) == before

@@ -102,6 +102,22 @@ def test_stages_take_what_is_said_of_their_resolution() -> None:
     assert (stages[16].num_parts, stages[8].num_parts) == (2, 1)
 
 
+def test_what_is_said_of_a_resolution_is_added_to_the_preset(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("schedule: {at: {1024: {lr_factor: 0.25}}}\n")
+    before = {stage.resolution: stage for stage in load_config(preset="1024").stages()}
+    words = {"schedule.at": {"512": {"lr_factor": 0.5}}}
+    config = load_config(str(path), words, preset="1024")
+    stages = {stage.resolution: stage for stage in config.stages()}
+    assert (stages[512].lr_factor, stages[1024].lr_factor) == (0.5, 0.25)
+    assert before[1024].batch < before[256].batch
+    for side, stage in stages.items():
+        assert (stage.batch, stage.abnormal_batch) == (
+            before[side].batch,
+            before[side].abnormal_batch,
+        )
+
+
 def test_fewer_workers_compute_the_same_batch_in_more_parts() -> None:
     told = {"cluster.min_workers": 1, "cluster.num_workers": 2, "cluster.images_per_pass": 16}
     config = load_config(None, told)

@@ -13,11 +13,13 @@ import torch
 
 from cluster import probe as probing
 from cluster.config import Config, load_config
-from cluster.dry_run import check_memory, expected_s
+from cluster.dry_run import check_memory, check_search, expected_s
 from cluster.errors import UserError
 from cluster.probe import Probe, memory_of, probe
-from gan.memory import StepMemory, step_memory
+from gan.memory import StepMemory, search_memory, step_memory
 from gan.model import Architecture
+from gan.networks import num_parameters, num_stages
+from gan.search_loss import SearchLoss, SearchSettings
 from tests.jobs import ROOT, TINY
 
 ARCHITECTURE = Architecture(
@@ -105,10 +107,54 @@ def _found(memory_bytes: int, **step_s: float) -> Probe:
 def test_what_does_not_fit_is_refused_with_the_number_that_does() -> None:
     memories = [StepMemory(fixed_bytes=100, image_bytes=10)] * 3
     check_memory(_config(), memories, _found(100 + 16 * 10))
-    with pytest.raises(UserError, match=r"4 pixels need .* set cluster.images_per_pass=14 or less"):
+    with pytest.raises(UserError, match=r"4 pixels need .* set cluster.images_per_pass=15 or less"):
         check_memory(_config(), memories, _found(100 + 15 * 10))
     with pytest.raises(UserError, match=r"fewer feature maps \(networks.fmap_base"):
         check_memory(_config(), memories, _found(100 + 10))
+
+
+def test_advice_is_taken_by_the_configuration() -> None:
+    # Two training images to one abnormal: the smallest pass is two groups.
+    settings = {"schedule.batch": 32, "schedule.abnormal_batch": 16, "networks.group_size": 4}
+    memories = [StepMemory(fixed_bytes=100, image_bytes=10)] * 3
+    with pytest.raises(UserError, match=r"cluster\.images_per_pass=16 or less"):
+        check_memory(_config(**settings), memories, _found(100 + 16 * 10))
+    assert _config(**settings, **{"cluster.images_per_pass": 16}).stages()[0].num_parts == 2
+    with pytest.raises(UserError, match="fewer feature maps"):
+        check_memory(_config(**settings), memories, _found(100 + 4 * 10))
+    with pytest.raises(UserError, match="can be cut to 8 at least"):
+        _config(**settings, **{"cluster.images_per_pass": 4})
+
+
+def test_a_search_that_does_not_fit_is_refused_with_the_number_that_does() -> None:
+    memory = search_memory(ARCHITECTURE)
+    config = _config(**{"search.steps": 1, "search.batch": 8})
+    check_search(config, ARCHITECTURE, _found(memory.total_bytes(8)))
+    with pytest.raises(UserError, match=r"search of 8 images .*set search\.batch=7 or less"):
+        check_search(config, ARCHITECTURE, _found(memory.total_bytes(8) - 1))
+    check_search(_config(**{"search.steps": 0}), ARCHITECTURE, _found(0))
+
+
+@pytest.mark.parametrize("architecture", [ARCHITECTURE, PATCHES], ids=["own", "patches"])
+def test_estimate_of_a_search_is_what_a_real_one_keeps(architecture: Architecture) -> None:
+    networks = architecture.generator(), architecture.discriminator()
+    for network in networks:
+        network.requires_grad_(False)
+    stage = num_stages(architecture.resolution) - 1
+    settings = SearchSettings(
+        steps=1,
+        step_size=0.1,
+        feature_weight=0.1,
+        feature_levels=tuple(range(architecture.num_levels(stage))),
+    )
+    loss = SearchLoss(networks[0], networks[1].features, settings, stage)
+    images = torch.rand(6, 1, architecture.resolution, architecture.resolution)
+    maps = loss.maps(images)
+    latent = torch.randn(6, architecture.latent_dim, requires_grad=True)
+    real = _kept_bytes(lambda: loss(images, maps, latent))
+    memory = search_memory(architecture)
+    weights = 4 * sum(num_parameters(network) for network in networks)
+    assert memory.total_bytes(6) - weights == pytest.approx(real, rel=0.15)
 
 
 def test_cutting_the_batch_makes_it_fit() -> None:

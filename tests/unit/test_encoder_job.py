@@ -7,6 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from cluster import train as train_module
 from cluster.claims import check_same_run
@@ -23,6 +24,7 @@ from data.pack import pack
 from data.preparation import Preparation
 from data.sample import Sample
 from data.store import Store
+from gan.encoder import EncoderTraining
 from tests.jobs import TINY
 
 
@@ -128,3 +130,18 @@ def test_a_finished_run_may_be_given_an_encoder_but_not_another_one() -> None:
     check_same_run(small, without)
     with pytest.raises(UserError, match=r"encoder.kimg=1.0, not 2.0"):
         check_same_run(large, small)
+
+
+def test_an_encoder_that_diverged_is_not_kept(config: Config) -> None:
+    with (
+        patch.object(EncoderTraining, "step", _spoil),
+        pytest.raises(UserError, match=r"diverged with encoder\.lr="),
+    ):
+        train_encoder(config)
+    assert load_card(Store(config.run.dir)).encoder_sha256 is None
+
+
+def _spoil(training: EncoderTraining, real: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad():
+        next(training._encoder.parameters()).fill_(float("nan"))
+    return {}

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import sys
 import threading
+import time
 from concurrent.futures import Future
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from cluster import stopping
+from cluster import ray_session, stopping
 from cluster.errors import UserError
 from cluster.progress import FailureNotes, ProgressBoard
 from cluster.ranks import Ranks
@@ -130,3 +132,24 @@ def test_cause_is_what_a_person_can_act_on(failure: WorkerGroupError | Controlle
     assert str(_cause(failure)) == "lower it"
     other = ControllerError(RuntimeError("x"))
     assert _cause(other) is other
+
+
+def test_sigterm_ends_a_session_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**settings: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(15))
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray_session.ray, "init", start)
+    monkeypatch.setattr(ray_session.ray, "shutdown", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+
+    def told_to_stop() -> None:
+        with ray_session.ray_session(1):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            told_to_stop()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,10 +1,13 @@
 """What is told where the workers of a run have no room in the cluster yet."""
 
+from pathlib import Path
+
 import pytest
 import ray
+from ray.train.torch import TorchConfig
 
 from cluster.config import load_config
-from cluster.train import missing_room
+from cluster.train import _trainer, missing_room
 
 
 @pytest.mark.parametrize(
@@ -29,3 +32,10 @@ def test_the_least_number_of_workers_is_enough(monkeypatch: pytest.MonkeyPatch) 
     workers: dict[str, object] = {"cluster.num_workers": 2}
     assert missing_room(load_config(None, workers))
     assert not missing_room(load_config(None, workers | {"cluster.min_workers": 1}))
+
+
+def test_other_ranks_wait_as_long_as_rank_0_may_work_alone(tmp_path: Path) -> None:
+    config = load_config(None, {"run.dir": str(tmp_path), "data.retry_s": 7200})
+    settings = _trainer(config, {}, []).backend_config
+    assert isinstance(settings, TorchConfig)
+    assert settings.timeout_s > 7200 + 3600

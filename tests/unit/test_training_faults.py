@@ -1,6 +1,7 @@
 """One rank trained in this process, with steps made to fail: what becomes of the run."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,21 @@ def test_second_time_within_an_interval_ends_the_run(
     with pytest.raises(UserError, match=r"diverged again, .* lower optimizer\.generator_lr"):
         _train(_config(dataset, tmp_path))
     assert not (tmp_path / "model").exists()
+    # What led there can be looked at.
+    assert max(row["images_seen"] for row in _rows(tmp_path)) == 40 + (second - 8) * BATCH
+
+
+def test_checkpoints_of_a_run_with_another_objective_are_not_taken(
+    dataset: str, tmp_path: Path
+) -> None:
+    _train(_config(dataset, tmp_path / "one"))
+    objective = {"objective.gamma": 1.0, "objective.alpha": 0.0}
+    settings = SETTINGS | objective | {"data.uri": dataset, "run.dir": str(tmp_path / "two")}
+    shutil.copytree(tmp_path / "one/checkpoints", tmp_path / "two/checkpoints")
+    board = Board()
+    with pytest.raises(UserError, match="none of the 4 checkpoints"):
+        _train(load_config(None, settings), board)
+    assert all("of another run, with objective=" in note for note in board.notes)
 
 
 def test_second_time_after_an_interval_cuts_again(
