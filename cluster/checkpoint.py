@@ -3,6 +3,7 @@
 A checkpoint is read back before it counts, and before it is used; see cluster.checkpoint_store.
 """
 
+import hashlib
 import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -12,7 +13,11 @@ import torch
 from torch import Tensor
 
 from cluster.checkpoint_store import CheckpointStore, RefusedError, checkpoint_name
+from cluster.config import Config
 from cluster.ranks import Ranks
+from data.dataset import INDEX_NAME
+from data.store import Store
+from gan.model import Architecture
 from gan.state import TrainingState
 from gan.step import NonFiniteError
 
@@ -32,6 +37,15 @@ class Progress:
     position: dict[str, int] = field(default_factory=lambda: {"normal": 0, "abnormal": 0})
     num_cuts: int = 0
     last_cut: int | None = None
+
+
+def identity_of(config: Config, architecture: Architecture, dataset: Store) -> dict[str, Any]:
+    """What tells a run's checkpoints from another's."""
+    return {
+        "seed": config.run.seed,
+        "objective": config.objective.model_dump(),
+        "dataset": hashlib.sha256(dataset.read_bytes(INDEX_NAME)).hexdigest(),
+    } | architecture.to_dict()
 
 
 def save_checkpoint(

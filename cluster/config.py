@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cluster.cluster_config import Cluster
+from cluster.config_file import merged, read_yaml
 from cluster.errors import UserError
 from cluster.inspect_config import Inspect
 from cluster.pack_config import Pack
@@ -20,8 +21,6 @@ from cluster.search_config import EncoderConfig, Search
 from cluster.section import Location, Section, WeightsLocation
 from cluster.serve_config import Export, Serve
 from data.augment import Symmetry
-from data.errors import DataError
-from data.store import Store
 from gan.augment import LARGEST_PROBABILITY, MOVING, Transform
 from gan.efficientnet import STRIDES
 from gan.model import Architecture, Features
@@ -283,68 +282,25 @@ def load_config(
     Raises:
         UserError: Naming each wrong field, its value, what is allowed, and the fix.
     """
-    tree = _read_yaml(str(PRESETS[preset])) if preset else {}
-    for section, fields in (_read_yaml(path) if path else {}).items():
+    tree = read_yaml(str(PRESETS[preset])) if preset else {}
+    for section, fields in (read_yaml(path) if path else {}).items():
         whole = isinstance(fields, dict) and section in tree
-        tree[section] = _merged(tree[section], fields) if whole else fields
+        tree[section] = merged(tree[section], fields) if whole else fields
     for dotted, value in (overrides or {}).items():
         section, _, field = dotted.partition(".")
         branch = tree.setdefault(section, {})
         if not isinstance(branch, dict):
             raise UserError(f"{section}={branch!r} must be a section of `name: value` lines")
-        tree[section] = _merged(branch, {field: value})
+        tree[section] = merged(branch, {field: value})
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
         raise UserError(_explain(error, path)) from None
 
 
-def _merged(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a section, the new ones before the old; `at` of a schedule is merged likewise."""
-    own, given = base.get("at"), new.get("at")
-    if isinstance(own, dict) and isinstance(given, dict):
-        old = {str(side): plan for side, plan in own.items()}
-        added = {
-            str(side): old[str(side)] | plan
-            if isinstance(plan, dict) and isinstance(old.get(str(side)), dict)
-            else plan
-            for side, plan in given.items()
-        }
-        new = new | {"at": old | added}
-    return base | new
-
-
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-class _EachNameOnce(yaml.SafeLoader):
-    """Refuses a mapping that has a name twice, of which YAML would keep the last alone."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key, _ in node.value:
-            if names.count(key.value) > 1:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands there twice", key.start_mark
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: str) -> dict[str, Any]:
-    folder, slash, name = path.rpartition("/")
-    try:
-        tree = yaml.load(Store(folder or slash or ".").read_bytes(name), _EachNameOnce)
-    except DataError as error:
-        raise UserError(f"--config {path}: {error}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path} is not valid YAML: {error}") from None
-    if not isinstance(tree, dict | None):
-        raise UserError(
-            f"--config {path} must hold sections such as `objective:`, not {type(tree).__name__}"
-        )
-    return tree or {}
 
 
 def _explain(error: ValidationError, path: str | None) -> str:

@@ -5,6 +5,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
 
@@ -30,7 +32,19 @@ class Ranks:
         return values  # type: ignore[return-value]
 
 
-def mean_in_rank_order(
+def wrap_network(network: nn.Module, world_size: int, device: torch.device) -> nn.Module:
+    """Make a network average its gradients over ranks; a single rank needs no wrapper."""
+    if world_size == 1:
+        return network
+    devices = [device] if device.type == "cuda" else None
+    wrapped = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
+    # Two terms have one sum, and GPUs promise no bits.
+    if device.type == "cpu" and world_size > 2:
+        wrapped.register_comm_hook(None, _mean_in_rank_order)
+    return wrapped
+
+
+def _mean_in_rank_order(
     _: None,
     bucket: dist.GradBucket,  # type: ignore[name-defined]
 ) -> torch.futures.Future[torch.Tensor]:

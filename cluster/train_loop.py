@@ -1,18 +1,22 @@
 """What each training worker does, top to bottom."""
 
 import contextlib
-import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import ray.train
 import ray.train.torch
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from cluster.best_model import finish_with_best
-from cluster.checkpoint import Progress, check_finite, restore_checkpoint, save_checkpoint
+from cluster.checkpoint import (
+    Progress,
+    check_finite,
+    identity_of,
+    restore_checkpoint,
+    save_checkpoint,
+)
 from cluster.checkpoint_store import CheckpointStore
 from cluster.config import Config
 from cluster.errors import UserError
@@ -20,11 +24,11 @@ from cluster.feature_weights import FeatureWeights, pretrained_of
 from cluster.model_store import save_model
 from cluster.quarantine import Quarantine
 from cluster.rank_meter import RankMeter, due
-from cluster.ranks import Ranks, mean_in_rank_order
+from cluster.ranks import Ranks, wrap_network
 from cluster.rollback import RATE_CUT, check_second, rollback_note
 from cluster.schedule_config import Stage
 from cluster.stopping import StopFlag
-from data.dataset import INDEX_NAME, DatasetIndex, load_index
+from data.dataset import DatasetIndex, load_index
 from data.errors import DataError
 from data.patience import PatientStore
 from data.reader import SplitReader
@@ -104,12 +108,7 @@ class Worker:
         self.checkpoints = CheckpointStore(
             self.run,
             keep=config.cluster.keep_checkpoints,
-            identity={
-                "seed": config.run.seed,
-                "objective": config.objective.model_dump(),
-                "dataset": hashlib.sha256(dataset.read_bytes(INDEX_NAME)).hexdigest(),
-            }
-            | self.architecture.to_dict(),
+            identity=identity_of(config, self.architecture, dataset),
         )
         self.state, self.progress = self.restore()
         self.saved_at = self.state.images_seen
@@ -336,18 +335,6 @@ class Worker:
             max_bad_fraction=data.max_bad_fraction,
             masks=masks,
         )
-
-
-def wrap_network(network: nn.Module, world_size: int, device: torch.device) -> nn.Module:
-    """Make a network average its gradients over ranks; a single rank needs no wrapper."""
-    if world_size == 1:
-        return network
-    devices = [device] if device.type == "cuda" else None
-    wrapped = DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
-    # Two terms have one sum, and GPUs promise no bits.
-    if device.type == "cpu" and world_size > 2:
-        wrapped.register_comm_hook(None, mean_in_rank_order)
-    return wrapped
 
 
 def architecture_of(

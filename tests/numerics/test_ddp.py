@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
-from cluster.train_loop import wrap_network
+from cluster.ranks import wrap_network
 from gan.model import AnyDiscriminator
 from gan.networks import Discriminator, Generator, ProgressiveFeatures
 from gan.patches import PatchDiscriminator

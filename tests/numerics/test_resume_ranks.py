@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from cluster.train_loop import wrap_network
+from cluster.ranks import wrap_network
 from gan.model import Architecture
 from gan.schedule import Phase
 from gan.state import Rates, TrainingState

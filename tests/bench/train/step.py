@@ -23,7 +23,8 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
 from cluster.config import Config, load_config
-from cluster.train_loop import architecture_of, schedule_of, wrap_network
+from cluster.ranks import wrap_network
+from cluster.train_loop import architecture_of, schedule_of
 from data.dataset import load_index
 from data.store import Store
 from gan.state import Rates, TrainingState
