@@ -12,14 +12,15 @@ from data.store import Store
 class _EachNameOnce(yaml.SafeLoader):
     """Refuses a mapping that has a name twice, of which YAML would keep the last alone."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        names = [key.value for key, _ in node.value]
         for key, _ in node.value:
             if names.count(key.value) > 1:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value!r} stands there twice", key.start_mark
                 )
-        return super().construct_mapping(node, deep)
+        return node
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -43,15 +44,20 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 
 def merged(base: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Fields of a section, the new ones before the old; `at` of a schedule is merged likewise."""
+    """Fields of a section, the new ones before the old.
+
+    `at` of a schedule is merged likewise, for each resolution; an empty one has none.
+    """
     own, given = base.get("at"), new.get("at")
-    if isinstance(own, dict) and isinstance(given, dict):
-        old = {str(side): plan for side, plan in own.items()}
-        added = {
-            str(side): old[str(side)] | plan
-            if isinstance(plan, dict) and isinstance(old.get(str(side)), dict)
-            else plan
-            for side, plan in given.items()
-        }
+    if isinstance(own, dict) and isinstance(given, dict) and given:
+        old, added = _by_number(own), _by_number(given)
+        for side, plan in added.items():
+            if isinstance(plan, dict) and isinstance(old.get(side), dict):
+                added[side] = old[side] | plan
         new = new | {"at": old | added}
     return base | new
+
+
+def _by_number(plans: dict[Any, Any]) -> dict[Any, Any]:
+    # JSON has no numbers as keys.
+    return {int(side) if str(side).isdecimal() else side: plan for side, plan in plans.items()}

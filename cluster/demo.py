@@ -36,7 +36,8 @@ _COLUMNS = {
 def demo(config: Config) -> int:
     """Run the whole chain twice and compare; the command `demo`.
 
-    The method's gamma and alpha come from the contamination rule, nothing from the test images.
+    The method's gamma and alpha come from the contamination rule unless they are given, nothing
+    from the test images.
     """
     started_s = time.monotonic()
     root = Store(config.run.dir)

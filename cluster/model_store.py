@@ -176,6 +176,12 @@ def copy_model(run: Store, source: str, target: str) -> None:
     save_card(run, load_card(run, source), target)
 
 
+def delete_model(run: Store, folder: str) -> None:
+    """Delete a model, its card first: without that it counts as none."""
+    run.delete(_card(folder))
+    run.delete_folder(folder)
+
+
 def save_card(run: Store, card: ModelCard, folder: str = MODEL) -> None:
     """Write model.json."""
     run.write_bytes(_card(folder), card.model_dump_json(indent=1).encode())

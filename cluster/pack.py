@@ -1,10 +1,11 @@
 """The command `pack`: images of a source become a packed data set, on all cores of the cluster."""
 
+import contextlib
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import ray
@@ -15,7 +16,7 @@ from cluster.preview import write_preview
 from cluster.progress import progress_bar
 from cluster.ray_session import ray_session
 from data.dataset import DatasetIndex
-from data.errors import StoreUnavailableError
+from data.errors import DataError, StoreUnavailableError
 from data.importers import import_items, mnist_subset
 from data.importers.surfaces import synthetic_surfaces
 from data.intensity_fit import fitted
@@ -94,13 +95,24 @@ def write_dataset(config: Config) -> DatasetIndex:
         )
     with progress_bar("pack", total=plan.num_items, unit="image") as bar:
         bar.update(plan.num_items - left)
-        for record in _pack(plan, store, todo, config.cluster.cpus_per_worker):
+        packed = _pack(plan, store, todo, config.cluster.cpus_per_worker)
+        for record in packed:
             bar.update(len(record.images) + len(record.bad))
             records[record.name] = record
             # Images of another kind would make all the work left useless.
-            with packing_anew(store):
+            with packing_anew(store), _closing(packed):
                 common_channels(records.values())
     return finish(store, plan, max_bad_fraction=config.data.max_bad_fraction)
+
+
+@contextlib.contextmanager
+def _closing(packed: Generator[UnitRecord]) -> Iterator[None]:
+    """After an error no unit is under way any more that could leave its record."""
+    try:
+        yield
+    except DataError:
+        packed.close()
+        raise
 
 
 def _check_apart(source: str, target: Store) -> None:
@@ -191,7 +203,7 @@ def _of_format(config: Config) -> dict[str, Any]:
     return settings
 
 
-def _pack(plan: Plan, store: Store, units: list[Unit], cpus: float) -> Iterator[UnitRecord]:
+def _pack(plan: Plan, store: Store, units: list[Unit], cpus: float) -> Generator[UnitRecord]:
     """Pack in this process until it is clear that Ray would be faster, the rest on Ray."""
     started_s = time.monotonic()
     for done, unit in enumerate(units, start=1):

@@ -37,6 +37,8 @@ def ray_session(min_cpus: float, *, state_api: bool = False) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _connect(address)
@@ -53,13 +55,15 @@ def ray_session(min_cpus: float, *, state_api: bool = False) -> Iterator[None]:
             log_to_driver=False,
         )
         _tighten_token()
-    if threading.current_thread() is threading.main_thread():
+    if in_main_thread:
         # Ray's own handler would leave at once; as Ctrl-C it ends what was begun, such as a run.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         ray.shutdown()
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _connect(address: str) -> None:

@@ -297,7 +297,8 @@ class Tracker:
         if isinstance(item, dict):
             send_rows(client, self._ref.run_id, [item])
         else:
-            send_file(client, self._ref.run_id, item, self._run.read_bytes(item))
+            # Not with the run's patience: rows wait behind it.
+            send_file(client, self._ref.run_id, item, Store(self._run.uri).read_bytes(item))
 
 
 def _backoff() -> Iterator[float]:

@@ -29,8 +29,9 @@ from data.errors import DataError
 from data.store import Store
 
 _CONFIG = "config.yaml"
-_ALONE_S = 6 * 3600
-"""How long rank 0 may assess a model while the others wait; Ray itself sees workers that die."""
+_ALONE_S = 2 * 3600
+"""How long rank 0 may assess a model while the others wait. Ray sees by itself a worker that dies;
+ranks that cannot reach each other are told after so long."""
 
 
 def train(config: Config) -> int:

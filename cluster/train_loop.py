@@ -65,7 +65,7 @@ def train_worker(job: Mapping[str, Any]) -> None:
             except NonFiniteError as error:
                 worker.roll_back(error)
         worker.finish()
-    except UserError:
+    except (UserError, DataError):
         worker.leave()
         raise
 
@@ -246,7 +246,7 @@ class Worker:
     def leave(self) -> None:
         """Keep the rows that led to an error which only a person can mend."""
         if self.observer:
-            with contextlib.suppress(DataError):
+            with contextlib.suppress(Exception):  # That error counts more.
                 self.observer.close()
 
     def roll_back(self, error: NonFiniteError) -> None:

@@ -1,5 +1,7 @@
 """The one error this package raises for bad input."""
 
+import errno
+
 
 class DataError(ValueError):
     """Something about the data or its location is wrong and the user can fix it.
@@ -14,3 +16,13 @@ class StoreUnavailableError(DataError):
 
 class LostDataError(DataError):
     """An object is not there or not what was written; the rest of a data set may be sound."""
+
+
+def disk_error(action: str, error: OSError) -> DataError:
+    """Return what to raise where a local disk refuses.
+
+    Only a file that is not there, or a disk that is broken under it, says something about the data;
+    a server that does not answer, or too many open files, does not.
+    """
+    lost = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EIO)
+    return (LostDataError if lost else DataError)(f"{action} failed: {error.strerror}")

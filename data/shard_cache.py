@@ -6,27 +6,27 @@ that finds it there. A lock file lets one process fetch a shard while the others
 the folder is full, the files used longest ago go first; whoever has one open reads on undisturbed.
 """
 
-import errno
 import fcntl
 import functools
 import hashlib
+import math
 import os
 import stat
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from data.dataset import ShardInfo
-from data.errors import DataError, LostDataError, StoreUnavailableError
+from data.errors import DataError, LostDataError, StoreUnavailableError, disk_error
 from data.patience import resumed
 from data.store import Store
 
 _HASH_BYTES = 2**20
-_LOST = (errno.ENOENT, errno.ENOTDIR, errno.EIO)
-"""What says that the shard is gone or its disk broken; anything else is not about the shard."""
+_SAME_OUTAGE_S = 5.0
 
 
 class ShardCache:
@@ -47,7 +47,7 @@ class ShardCache:
         self.store = store
         self.limit_bytes = limit_bytes
         self._retry_s = retry_s
-        self._given_up = False
+        self._given_up_s = -math.inf
         self._verified: set[str] = set()
         self._folder = None if store.is_local else _own_folder(folder)
 
@@ -65,7 +65,7 @@ class ShardCache:
             target = self._folder / f"{shard.sha256}.tar"
             try:
                 # Somebody may have cleared the folder away, too.
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _own_folder(str(self._folder))
                 return (
                     self._open_kept(target, shard)
                     if target.exists()
@@ -89,9 +89,7 @@ class ShardCache:
                 file.close()
                 raise
         except OSError as error:
-            lost = error.errno in _LOST
-            told = f"reading {path} failed: {error.strerror}"
-            raise (LostDataError(told) if lost else DataError(told)) from error
+            raise disk_error(f"reading {path}", error) from error
         return file
 
     def _open_kept(self, target: Path, shard: ShardInfo) -> BinaryIO:
@@ -168,14 +166,18 @@ class ShardCache:
             raise
 
     def _chunks(self, path: str) -> Iterator[bytes]:
-        """Read an object in spite of an outage; many that wait for the same store wait once."""
-        read = functools.partial(self.store.read_chunks, path)
+        """Read an object in spite of an outage; many that wait for the same one wait once."""
+        read, start = functools.partial(self.store.read_chunks, path), 0
         try:
-            for chunk in resumed(read, retry_s=0.0 if self._given_up else self._retry_s):
-                self._given_up = False
-                yield chunk
+            if time.monotonic() - self._given_up_s < _SAME_OUTAGE_S:
+                # Somebody has just waited in vain: whoever comes next asks once.
+                for chunk in read(0):
+                    start += len(chunk)
+                    yield chunk
+                    break
+            yield from resumed(read, start=start, retry_s=self._retry_s)
         except StoreUnavailableError:
-            self._given_up = True
+            self._given_up_s = time.monotonic()
             raise
 
     def _make_room(self, incoming_bytes: int) -> None:

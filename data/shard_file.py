@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from data.dataset import ShardInfo
-from data.errors import DataError, LostDataError
+from data.errors import DataError, LostDataError, disk_error
 
 _IMAGE_MEMBER = "png"
 _FACTS_MEMBER = "json"
@@ -49,7 +49,7 @@ class ShardFile:
         """Return the encoded image of a sample, counted in the shard's order.
 
         Raises:
-            LostDataError: if the disk refuses.
+            DataError: if the disk refuses; a `LostDataError` where it is broken there.
         """
         image, _ = self._places[sample]
         return self._read(image)
@@ -58,7 +58,7 @@ class ShardFile:
         """Return the encoded mask of a sample; None where there is none.
 
         Raises:
-            LostDataError: if the disk refuses.
+            DataError: if the disk refuses; a `LostDataError` where it is broken there.
         """
         _, mask = self._places[sample]
         return self._read(mask) if mask else None
@@ -72,8 +72,7 @@ class ShardFile:
         try:
             return os.pread(self._file.fileno(), size, offset)
         except OSError as error:
-            told = f"reading byte {offset} of {self._shard.path} failed: {error.strerror}"
-            raise LostDataError(told) from error
+            raise disk_error(f"reading byte {offset} of {self._shard.path}", error) from error
 
 
 def _sample_places(file: BinaryIO, shard: ShardInfo) -> list[tuple[Place, Place | None]]:

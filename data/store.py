@@ -200,25 +200,41 @@ class Store:
             raise explain(action, url, error) from error
 
 
-def _files_below(folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Yield all files at any depth, in folders that are links, too, but for links back up.
+def _files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield all files at any depth, and those in folders elsewhere that links lead to.
 
     Raises:
         OSError: where a folder cannot be listed; one that is not there holds nothing.
     """
     real = os.path.realpath(folder)
-    if real in above:
-        return
     try:
         with os.scandir(folder) as listed:
             entries = list(listed)
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
-        if entry.is_dir():
-            yield from _files_below(entry.path, above | {real})
-        else:
+        # Every disk has it at its root, and only root may look inside.
+        if entry.name == "lost+found":
+            continue
+        if not _is_folder(entry):
             yield entry.path
+        elif not entry.is_symlink() or not _is_known(entry.path, (*above, real)):
+            yield from _files_below(entry.path, (*above, real))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether there is a folder to enter."""
+    try:
+        return entry.is_dir()
+    # A link that leads to itself, or to where nobody may look.
+    except OSError:
+        return False
+
+
+def _is_known(link: str, above: tuple[str, ...]) -> bool:
+    """Whether a link leads to a place that is listed anyway, or back up."""
+    real = os.path.realpath(link)
+    return real in above or f"{real}/".startswith(f"{above[0]}/")
 
 
 def _file_chunks(path: Path, start: int, length: int | None) -> Iterator[bytes]:

@@ -172,7 +172,7 @@ def _location(store: Store, value: str) -> Location:
     if "://" not in value and not value.startswith("/"):
         if ".." in value.split("/"):
             raise DataError(
-                f"{value!r} leads above the table; put the table above all images, or give whole "
+                f"{value!r} goes up with `..`; put the table above all images, or give whole "
                 "locations"
             )
         return store, str(PurePosixPath(value))

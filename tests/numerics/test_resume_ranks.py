@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from cluster.ranks import wrap_network
@@ -44,6 +45,9 @@ def _rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(f"{folder}/store", WORLD_SIZE)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD_SIZE)
+    slope = nn.Linear(1, 1, bias=False)
+    wrapped = wrap_network(slope, WORLD_SIZE, torch.device("cpu"))
+    wrapped(torch.full((1, 1), rank + 1.0)).backward()
     straight, resumed = _state(rank), _state(rank)
     _train(straight, rank, range(3))
     saved, latents = copy.deepcopy(straight.state_dict()), straight.latent_state()
@@ -51,14 +55,17 @@ def _rank(rank: int, folder: str) -> None:
     resumed.load_state_dict(saved)
     resumed.load_latent_state(latents)
     _train(resumed, rank, range(3, 6))
-    torch.save([straight.state_dict(), resumed.state_dict()], f"{folder}/{rank}.pt")
+    torch.save(
+        [slope.weight.grad, straight.state_dict(), resumed.state_dict()], f"{folder}/{rank}.pt"
+    )
     dist.destroy_process_group()
 
 
 def test_three_ranks_resume_bit_for_bit(tmp_path: Path) -> None:
     spawn(_rank, args=(str(tmp_path),), nprocs=WORLD_SIZE)
     for rank in range(WORLD_SIZE):
-        straight, resumed = torch.load(tmp_path / f"{rank}.pt")
+        mean, straight, resumed = torch.load(tmp_path / f"{rank}.pt")
+        assert mean.item() == 2, "of gradients 1, 2 and 3"
         assert straight["images_seen"] == resumed["images_seen"] == 6 * 4 * WORLD_SIZE
         for network in ("generator", "discriminator", "average"):
             for name, value in straight[network].items():

@@ -1,5 +1,7 @@
 """How good a model in training is: what is measured, and which model is kept."""
 
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -164,7 +166,7 @@ def test_best_model_is_chosen_at_the_final_resolution_without_a_fade(
         for parameter in measured.state.average.parameters():
             parameter.add_(1)
     assert measured.at(LAST, 200) == {"validation_auroc": 0.8, "best_auroc": 0.9}
-    kept = load_model(run, f"{BEST}/{150:012d}")
+    kept = load_model(run, f"{BEST}/002")
     assert (kept.card.images_seen, kept.card.validation_auroc) == (150, 0.9)
     for name, value in kept.generator.state_dict().items():
         assert torch.equal(value, best[name])
@@ -190,7 +192,8 @@ def test_best_so_far_is_known_again_after_a_restart(packed: Store, tmp_path: Pat
 
 def _kept(run: Path) -> list[int]:
     """Images that the best models in a run directory had seen."""
-    return sorted(int(path.parent.name) for path in run.glob(f"{BEST}/*/model.json"))
+    cards = run.glob(f"{BEST}/*/model.json")
+    return sorted(json.loads(card.read_text())["images_seen"] for card in cards)
 
 
 def test_a_kill_while_a_better_model_is_written_leaves_the_best_before(
@@ -200,17 +203,19 @@ def test_a_kill_while_a_better_model_is_written_leaves_the_best_before(
     config = load_config(None, TINY | {"data.uri": packed.uri, "run.dir": str(tmp_path)})
     state = _state(config)
     assert not finish_with_best(run)
-    run.write_bytes(f"{BEST}/{5:012d}/weights.safetensors", b"the first one, without its card")
+    run.write_bytes(f"{BEST}/001/weights.safetensors", b"the first one, without its card")
     assert not finish_with_best(run)
     _best(config).offer(state, 0.9)
-    run.write_bytes(f"{BEST}/{40:012d}/weights.safetensors", b"the next one, without its card")
+    run.write_bytes(f"{BEST}/003/weights.safetensors", b"the next one, without its card")
+    shutil.copytree(tmp_path / BEST / "002", tmp_path / BEST / "000")
+    (tmp_path / BEST / "000/weights.safetensors").unlink()
     assert _best(config).offer(state, 0.7) == 0.9
     assert finish_with_best(run)
     assert load_card(run).validation_auroc == 0.9
     state.images_seen = 50
     assert _best(config).offer(state, 0.95) == 0.95
     assert _kept(tmp_path) == [50]
-    assert not run.exists(f"{BEST}/{40:012d}")
+    assert [path.name for path in (tmp_path / BEST).iterdir()] == ["004"]
 
 
 @pytest.mark.parametrize(("keep_best", "images_seen"), [(False, 90), (True, 40)])

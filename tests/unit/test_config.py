@@ -118,6 +118,24 @@ def test_what_is_said_of_a_resolution_is_added_to_the_preset(tmp_path: Path) -> 
         )
 
 
+def test_an_empty_plan_of_resolutions_clears_that_of_the_preset() -> None:
+    cleared = load_config(None, {"schedule.at": {}}, preset="1024")
+    assert cleared.schedule.at == {}
+    one = load_config(None, {"schedule.at": {"01024": {"lr_factor": 0.5}}}, preset="1024")
+    assert (one.stages()[-1].lr_factor, one.stages()[-1].batch) == (0.5, 16)
+
+
+def test_a_mapping_may_be_merged_into_several(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "schedule:\n  at:\n    8: &a {batch: 32, lr_factor: 2}\n"
+        "    16: &b {<<: *a, batch: 64}\n    32: {<<: *b, batch: 32}\n"
+    )
+    at = load_config(str(path)).schedule.at
+    assert [at[side].batch for side in (8, 16, 32)] == [32, 64, 32]
+    assert at[32].lr_factor == 2
+
+
 def test_fewer_workers_compute_the_same_batch_in_more_parts() -> None:
     told = {"cluster.min_workers": 1, "cluster.num_workers": 2, "cluster.images_per_pass": 16}
     config = load_config(None, told)

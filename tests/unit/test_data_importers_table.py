@@ -93,7 +93,7 @@ def test_columns_may_have_other_names_and_kinds_give_labels(tmp_path: Path) -> N
         ("image,label\na.png,normal\n,normal\n", r"row 2 has no image"),
         ("image,label\na.png,normal\nb.png\n", r"row 2 has 1 values, the header 2"),
         ("image\na.png\nb.png\n./a.png\n", r"rows 1 and 3 have the same image"),
-        ("image\n../a.png\n", r"row 1: image: .* leads above the table"),
+        ("image\n../a.png\n", r"row 1: image: .* goes up with `..`"),
         ("image\nhttp://x/a.png\n", r"row 1: image: .* is not supported"),
         ("image,label,split\na.png,abnormal,train-normal\n", r"abnormal cannot be in train-normal"),
         ("image,split\na.png,train-abnormal\n", r"unlabelled cannot be in train-abnormal"),

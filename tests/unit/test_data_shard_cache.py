@@ -275,7 +275,7 @@ def test_a_cache_folder_cleared_away_is_made_again(remote, tmp_path) -> None:
     assert _kept(tmp_path) == [f"{other.sha256}.tar"]
 
 
-def test_an_outage_is_waited_for_once_by_all(remote, tmp_path) -> None:
+def test_an_outage_is_waited_for_once_by_all(remote, tmp_path, monkeypatch) -> None:
     shards = [_shard(Path(remote.uri), number) for number in range(3)]
     cache = _cache(remote, tmp_path, retry_s=0.5)
     remote.faults.extend([(0, StoreUnavailableError("down"))] * 1000)
@@ -286,9 +286,12 @@ def test_an_outage_is_waited_for_once_by_all(remote, tmp_path) -> None:
         with pytest.raises(StoreUnavailableError):
             cache.open(shard)
     assert len(remote.requests) == num_requests + 2
-    remote.faults.clear()
+    # It is back: what breaks off now is gone on with as ever.
+    remote.faults[:] = [(0, StoreUnavailableError("reset"))] * 2
+    monkeypatch.setattr(shard_cache, "_SAME_OUTAGE_S", 0.0)
     cache.open(shards[0]).close()
-    remote.faults[:] = [(1, StoreUnavailableError("reset"))]
+    monkeypatch.setattr(shard_cache, "_SAME_OUTAGE_S", 60.0)
+    remote.faults[:] = [(2, StoreUnavailableError("reset"))]
     cache.open(shards[1]).close()
 
 

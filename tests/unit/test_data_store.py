@@ -112,7 +112,10 @@ def test_linked_folders_are_listed_and_links_back_up_are_not_followed(tmp_path) 
     (tmp_path / "elsewhere/lot/back").symlink_to(tmp_path / "set")
     (tmp_path / "set/good/up").symlink_to(tmp_path / "set")
     (tmp_path / "set/good/gone.png").symlink_to(tmp_path / "nowhere")
-    assert store.list() == ["dent/lot/b.png", "good/a.png", "good/gone.png"]
+    (tmp_path / "set/latest").symlink_to("good")
+    (tmp_path / "set/good/itself.png").symlink_to("itself.png")
+    (tmp_path / "set/lost+found").mkdir()
+    assert store.list() == ["dent/lot/b.png", "good/a.png", "good/gone.png", "good/itself.png"]
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(
