@@ -15,6 +15,9 @@ from torch import Tensor
 
 Density = NDArray[np.float64]
 
+_MOST_ODDS = 0.2
+"""c / alpha, the odds that D gives a known abnormal image, are at most so much by the rule."""
+
 
 def discriminator_loss(
     real_logit: Tensor,
@@ -117,8 +120,9 @@ def weights_for_contamination(contamination: float, *, margin: float = 0.5) -> t
     The abnormal mass left in G vanishes once alpha / (gamma + alpha) reaches c. More alpha leaves
     p_g unchanged where normal and abnormal are apart, and pulls D's logits of the two further
     apart: log(c / alpha) on known abnormal images, which a score can use. So alpha is 1, as heavy
-    as the training images, and its share is above c for every c below one half. gamma is 1 - c,
-    reduced by `margin`: the weight of what is normal among the training images.
+    as the training images, and above c = 0.2 so much more that this logit stays at log 0.2; its
+    share is above c everywhere. gamma is 1 - c, reduced by `margin`: the weight of what is normal
+    among the training images.
 
     Args:
         contamination: Fraction c of abnormal images among the training images, in [0, 0.5).
@@ -132,4 +136,5 @@ def weights_for_contamination(contamination: float, *, margin: float = 0.5) -> t
     """
     if not 0.0 <= contamination < 0.5:
         raise ValueError(f"contamination={contamination} must be at least 0 and below 0.5")
-    return 1.0 - min(contamination * (1.0 + margin), 0.5), 1.0
+    gamma = 1.0 - min(contamination * (1.0 + margin), 0.5)
+    return gamma, max(1.0, contamination / _MOST_ODDS)
