@@ -27,6 +27,10 @@ _INTEGERS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 _SHARED_TAG_BYTES = 4096
 
 
+class _CutOffError(DataError):
+    """The file ends within its tags."""
+
+
 @dataclass(frozen=True)
 class Header:
     """The facts of one image file.
@@ -185,7 +189,7 @@ def _exif_orientation(exif: bytes) -> int:
         return 1
     try:
         tags, _ = _tiff_tags(exif)
-    except (DataError, struct.error, IndexError, OverflowError):
+    except (_CutOffError, struct.error, IndexError, OverflowError):
         return 1
     orientation = tags.get(274, (1,))[0]
     return orientation if 1 <= orientation <= 8 else 1
@@ -227,13 +231,14 @@ def _tiff_tags(payload: bytes) -> tuple[dict[int, tuple[int, ...]], bool]:
     entry = struct.Struct(f"{order}HH{word}")
     step = entry.size + value_bytes
     if num_tags * step > len(payload):
-        raise DataError("the file ends within its tags: it is cut off")
+        raise _CutOffError("the file ends within its tags: it is cut off")
     tags: dict[int, tuple[int, ...]] = {}
     total = 0
     for offset in range(start, start + num_tags * step, step):
         tag, kind, number = entry.unpack_from(payload, offset)
         size = number * _TYPE_BYTES.get(kind, 1)
-        total += size
+        # No parser copies more of one tag than there is.
+        total += min(size, len(payload))
         place = offset + entry.size
         if size > value_bytes:
             (place,) = struct.unpack_from(order + word, payload, place)

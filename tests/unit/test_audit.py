@@ -95,11 +95,15 @@ def test_precision_at_c_counts_as_many_images_as_were_mixed_in() -> None:
     assert judge(mixed_in) == Truth(contamination=3 / 8, precision=2 / 3)
 
 
-@pytest.mark.parametrize(("estimate", "gamma"), [(0.2, 0.7), (0.0, 1.0), (0.45, 0.5)])
-def test_weights_cover_any_contamination_below_a_half(estimate: float, gamma: float) -> None:
+@pytest.mark.parametrize(
+    ("estimate", "gamma", "alpha"), [(0.2, 0.7, 1.0), (0.0, 1.0, 1.0), (0.45, 0.5, 2.25)]
+)
+def test_weights_cover_any_contamination_below_a_half(
+    estimate: float, gamma: float, alpha: float
+) -> None:
     told = Contamination(estimate=estimate, low=0.0, high=0.49, at_least=0.0)
     weights = recommended_weights(told)
-    assert weights == pytest.approx((gamma, 1.0))
+    assert weights == pytest.approx((gamma, alpha))
     assert weights[1] / sum(weights) >= told.high
 
 
