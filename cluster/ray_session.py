@@ -38,7 +38,7 @@ def ray_session(min_cpus: float, *, state_api: bool = False) -> Iterator[None]:
         yield
         return
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _connect(address)
