@@ -22,6 +22,7 @@ from gan.model import Architecture
 from gan.networks import num_parameters
 
 _GIB = 2**30
+_FEWER_MAPS = "take fewer feature maps (networks.fmap_base, networks.fmap_max)"
 _COLUMNS = (
     *("pixels", "fade + steady kimg", "batch", "parts", "weights G + D", "GiB a worker"),
     *("images read", "GB read", "s/kimg", "time"),
@@ -62,9 +63,7 @@ def check_memory(config: Config, memories: list[StepMemory], found: Probe) -> No
             continue
         fitting, least = found.fitting_images(memory), max(s.least_pass for s in config.stages())
         advice = (
-            f"set cluster.images_per_pass={fitting} or less"
-            if fitting >= least
-            else "take fewer feature maps (networks.fmap_base, networks.fmap_max)"
+            f"set cluster.images_per_pass={fitting} or less" if fitting >= least else _FEWER_MAPS
         )
         raise UserError(
             f"{stage.resolution} pixels need {needed / _GIB:.1f} GiB for "
@@ -86,11 +85,7 @@ def check_search(config: Config, architecture: Architecture, found: Probe) -> No
     if needed <= found.memory_bytes:
         return
     fitting = found.fitting_images(memory)
-    advice = (
-        f"set search.batch={fitting} or less"
-        if fitting
-        else "take fewer feature maps (networks.fmap_base, networks.fmap_max)"
-    )
+    advice = f"set search.batch={fitting} or less" if fitting else _FEWER_MAPS
     raise UserError(
         f"the latent search of {images} images at once needs {needed / _GIB:.1f} GiB, a worker on "
         f"{found.device} has {found.memory_bytes / _GIB:.1f} GiB; {advice}"

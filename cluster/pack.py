@@ -1,6 +1,5 @@
 """The command `pack`: images of a source become a packed data set, on all cores of the cluster."""
 
-import contextlib
 import os
 import sys
 import time
@@ -22,12 +21,13 @@ from data.importers.surfaces import synthetic_surfaces
 from data.intensity_fit import fitted
 from data.item import ImportOptions, Item
 from data.pack import pack_unit
-from data.pack_finish import common_channels, finish, packing_anew
+from data.pack_finish import common_channels, finish
 from data.pack_records import (
     DUPLICATES_NAME,
     PLAN_NAME,
     QUARANTINE_NAME,
     UnitRecord,
+    drop_records,
     load_records,
     open_plan,
     pending,
@@ -100,19 +100,14 @@ def write_dataset(config: Config) -> DatasetIndex:
             bar.update(len(record.images) + len(record.bad))
             records[record.name] = record
             # Images of another kind would make all the work left useless.
-            with packing_anew(store), _closing(packed):
+            try:
                 common_channels(records.values())
+            except DataError:
+                # First the units under way, which would leave records of their own.
+                packed.close()
+                drop_records(store)
+                raise
     return finish(store, plan, max_bad_fraction=config.data.max_bad_fraction)
-
-
-@contextlib.contextmanager
-def _closing(packed: Generator[UnitRecord]) -> Iterator[None]:
-    """After an error no unit is under way any more that could leave its record."""
-    try:
-        yield
-    except DataError:
-        packed.close()
-        raise
 
 
 def _check_apart(source: str, target: Store) -> None:

@@ -44,6 +44,7 @@ def wrap_network(network: nn.Module, world_size: int, device: torch.device) -> n
     return wrapped
 
 
+# PyTorch insists on just this annotation, which its own type hints do not have.
 def _mean_in_rank_order(
     _: None,
     bucket: dist.GradBucket,  # type: ignore[name-defined]

@@ -1,8 +1,7 @@
 """From the records of all units to a data set: its index, its quarantine, its duplicates."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 from data.dataset import DatasetIndex, ShardInfo, save_index
 from data.duplicates import Fingerprint, near_duplicates
@@ -44,8 +43,12 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
     _check_complete(plan, records)
     save_rows(store, QUARANTINE_NAME, [row.model_dump() for r in records for row in r.bad])
     _check_bad(store, plan, records, max_bad_fraction)
-    with packing_anew(store):
+    try:
         channels, contamination = common_channels(records), _contamination(plan, records)
+    except DataError:
+        # People repair images where they lie, under the same names: the next run reads all anew.
+        drop_records(store)
+        raise
     save_rows(store, DUPLICATES_NAME, _duplicates(records))
     index = DatasetIndex(
         name=plan.settings.name,
@@ -68,19 +71,6 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
     save_index(store, index)
     sweep(store, index)
     return index
-
-
-@contextmanager
-def packing_anew(store: Store) -> Iterator[None]:
-    """Forget what was packed where the images turn out to make no data set.
-
-    People repair them where they lie, under the same names: the next run must read them all.
-    """
-    try:
-        yield
-    except DataError:
-        drop_records(store)
-        raise
 
 
 def common_channels(records: Iterable[UnitRecord]) -> int | None:
