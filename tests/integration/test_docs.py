@@ -42,6 +42,8 @@ def test_documents_hold_every_command_that_make_does_not_run() -> None:
     assert {words[0] for d in DOCUMENTS for words in _commands(d)} >= set(COMMANDS) - {"demo"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_walk_through_of_operations_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

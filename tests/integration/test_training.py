@@ -88,6 +88,7 @@ def test_other_settings_are_refused_in_the_same_run_directory(dataset: Path, run
     assert "objective.gamma=0.7, not 0.5; choose another run.dir" in output
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_run_killed_in_a_fade_ends_bit_identical(
     dataset: Path, run_dir: Path, tmp_path: Path

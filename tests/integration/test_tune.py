@@ -14,7 +14,7 @@ from tests.jobs import ROOT, TINY, flags, run_cli
 
 # Two checkpoints before the last, so that ASHA has rungs at which to stop the weaker trial.
 STUDY = TINY | {
-    "tune.num_trials": 3,
+    "tune.num_trials": 2,
     "tune.grace_kimg": 0.4,
     "tune.reduction_factor": 2,
     "cluster.num_workers": 1,
@@ -50,7 +50,7 @@ def _last_rows(study: Path) -> dict[str, dict[str, float]]:
 def test_best_is_the_best_of_the_trials_that_went_to_the_end(study: Path) -> None:
     best = load_config(str(study / "tune/best.yaml"))
     last = _last_rows(study)
-    assert len(last) == 3
+    assert len(last) == 2
     ended = {t: r["train/validation_auroc"] for t, r in last.items() if r["images_seen"] == TOTAL}
     winners = [
         load_config(str(study / f"tune/trials/{trial}/config.yaml"))
@@ -67,10 +67,10 @@ def test_all_runs_ended_and_trials_are_nested(study: Path) -> None:
     runs = _runs(study)
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
     trials = [run for run in runs if run is not parent]
-    assert len(trials) == 3
+    assert len(trials) == 2
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert len({run.data.params["objective.gamma"] for run in trials}) == 3
+    assert len({run.data.params["objective.gamma"] for run in trials}) == 2
 
 
 def test_rerun_trains_nothing(dataset: Path, study: Path) -> None:
@@ -79,13 +79,13 @@ def test_rerun_trains_nothing(dataset: Path, study: Path) -> None:
     status, output = run_cli(_words(dataset, study))
     assert status == 0, output
     assert {path: path.read_bytes() for path in kept} == before
-    assert len([*study.glob("tune/trials/*/config.yaml")]) == 3
+    assert len([*study.glob("tune/trials/*/config.yaml")]) == 2
     assert {run.info.status for run in _runs(study)} == {"FINISHED"}
 
 
 @pytest.mark.parametrize(
     ("field", "value", "old"),
-    [("tune.num_trials", 4, 3), ("search.statistic", "mean", "'window'")],
+    [("tune.num_trials", 4, 2), ("search.statistic", "mean", "'window'")],
 )
 def test_other_settings_are_refused(
     dataset: Path, study: Path, field: str, value: object, old: object
