@@ -1,5 +1,6 @@
 """The command `pack`: images of a source become a packed data set, on all cores of the cluster."""
 
+import io
 import os
 import sys
 import time
@@ -7,10 +8,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
+import pandas as pd
 import ray
 
 from cluster.config import Config
 from cluster.errors import UserError
+from cluster.pack_config import BUILT_IN, DIGITS, SURFACES
 from cluster.preview import write_preview
 from cluster.progress import progress_bar
 from cluster.ray_session import ray_session
@@ -32,11 +35,9 @@ from data.pack_records import (
     open_plan,
     pending,
 )
-from data.plan import PackSettings, Plan, Unit, assign_splits, contaminate, make_plan
+from data.plan import PackSettings, Plan, Unit, assign_splits, call_abnormal, contaminate, make_plan
 from data.store import Store
 
-DIGITS = "digits"
-SURFACES = "surfaces"
 CONTAMINATION = 0.2
 """Share of abnormal images among the normal training images of the two built-in sets."""
 
@@ -116,7 +117,7 @@ def _check_apart(source: str, target: Store) -> None:
     Raises:
         UserError: If the data set is to lie in its source.
     """
-    if source in (DIGITS, SURFACES):
+    if source in BUILT_IN:
         return
     places = [Store(source).uri, target.uri]
     if target.is_local:
@@ -146,11 +147,35 @@ def plan_for(config: Config) -> Plan:
         intensity=chosen.intensity,
         reading=f"format {chosen.format}",
     )
-    if known is not None or not chosen.contamination:
-        return make_plan(items, settings)
-    mixed = contaminate(items, chosen.contamination, config.run.seed)
-    moved = [new.key for old, new in zip(items, mixed, strict=True) if old.split != new.split]
-    return make_plan(mixed, settings, contaminants=moved)
+    final = items
+    if known is None and chosen.contamination:
+        final = contaminate(final, chosen.contamination, config.run.seed)
+    if chosen.abnormal_list:
+        final = call_abnormal(final, _listed_sources(chosen.abnormal_list))
+    mixed_in = [
+        new.key
+        for old, new in zip(items, final, strict=True)
+        if (old.split, new.split) == ("train-abnormal", "train-normal")
+    ]
+    return make_plan(final, settings, contaminants=mixed_in)
+
+
+def _listed_sources(uri: str) -> list[str]:
+    """Where the images lie that a list calls abnormal.
+
+    Raises:
+        UserError: If it is no such list.
+    """
+    folder, _, name = Store(uri).uri.rpartition("/")
+    payload = Store(folder or "/").read_bytes(name)
+    try:
+        rows = pd.read_csv(io.BytesIO(payload), dtype=str, usecols=["source"])
+    except ValueError as error:
+        raise UserError(
+            f"pack.abnormal_list={uri} is no CSV file with a column source, such as an audit's "
+            f"suspects.csv: {str(error).splitlines()[0]}"
+        ) from None
+    return [*rows["source"].dropna()]
 
 
 def _items(config: Config) -> tuple[list[Item], float | None]:

@@ -8,6 +8,10 @@ from cluster.section import Section
 from data.importers import Format
 from data.preparation import Intensity
 
+DIGITS = "digits"
+SURFACES = "surfaces"
+BUILT_IN = (DIGITS, SURFACES)
+
 
 class Pack(Section):
     """What is packed into data.uri, at networks.resolution, in an order drawn from run.seed."""
@@ -32,6 +36,8 @@ class Pack(Section):
     """Scale of brightness and contrast taken out of each image: none, its own or the data set's."""
     contamination: float | None = Field(None, ge=0, lt=1)
     """Abnormal share of train-normal made on purpose, a fraction; null: 0.2 if built in, else 0."""
+    abnormal_list: str = Field("", max_length=4096)
+    """A CSV file whose column source names images found abnormal, such as lines of suspects.csv."""
     normal_kinds: tuple[str, ...] = Field((), max_length=10_000)
     """Classes that are normal; empty means what the layout says, such as good or normal."""
     num_inliers: int = Field(1, ge=1, le=256)
@@ -53,6 +59,16 @@ class Pack(Section):
             raise ValueError(
                 f"train_fraction={self.train_fraction} and validation_fraction="
                 f"{self.validation_fraction} must not exceed 1 together; the rest is for the test"
+            )
+        if self.abnormal_list and self.source in BUILT_IN:
+            raise ValueError(
+                f"abnormal_list corrects a source of your own, and source={self.source} knows its "
+                "own contamination; leave one out"
+            )
+        if self.abnormal_list and self.mode == "tiles":
+            raise ValueError(
+                "abnormal_list calls whole pictures abnormal, which mode=tiles would do with every "
+                "tile of theirs; give these pictures masks of their defects instead"
             )
         if self.black_level >= self.white_level:
             raise ValueError(

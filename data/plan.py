@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,6 +15,9 @@ from data.sample import SPLITS, TRAINING, Split, side_of
 
 Fractions = tuple[float, float, float]
 """Train, validation and test fraction; their sum is 1."""
+
+FOUND = "found"
+"""Kind of an image called normal until somebody looked."""
 
 _FORMAT = 3
 
@@ -217,6 +220,40 @@ def contaminate(items: Sequence[Item], fraction: float, seed: int) -> list[Item]
         else item
         for item in items
     ]
+
+
+def call_abnormal(items: Sequence[Item], sources: Collection[str]) -> list[Item]:
+    """Call images abnormal that somebody has found to be so, whatever their source says.
+
+    Each stays on its side: in training it becomes train-abnormal, elsewhere its label changes.
+
+    Args:
+        items: images with their splits; their order is kept.
+        sources: where the images found lie, as `Item.source` tells it.
+
+    Returns:
+        All items.
+
+    Raises:
+        DataError: if no image lies where one was found.
+    """
+    wanted = set(sources)
+    if unknown := sorted(wanted - {item.source for item in items}):
+        raise DataError(
+            f"{len(unknown)} of the {len(wanted)} images found abnormal are not among the "
+            f"{len(items)} of the source, such as {unknown[0]}"
+        )
+    kinds = {item.kind for item in items if item.label == "abnormal"}
+    return [_abnormal(item, kinds) if item.source in wanted else item for item in items]
+
+
+def _abnormal(item: Item, kinds: Collection[str]) -> Item:
+    """The image called abnormal; its kind stays if it is one of those."""
+    if item.label == "abnormal":
+        return item
+    split: Split | None = "train-abnormal" if item.split == "train-normal" else item.split
+    kind = item.kind if item.kind in kinds else FOUND
+    return replace(item, label="abnormal", kind=kind, split=split)
 
 
 def _nearest(sizes: dict[str, int], wanted: int, seed: int) -> set[str]:

@@ -18,7 +18,7 @@ from tests.bench.train import mnist
 from tests.bench.train.checkpoint import notes
 from tests.bench.train.in_memory import endless_rows
 from tests.bench.train.mnist import Cell
-from tests.bench.train.mnist_images import Parts, cell_images, known_digits
+from tests.bench.train.mnist_images import Parts, cell_images, known_digits, reviewed
 
 CELL = Cell(0, 0.2, "PCA", 0, 0, "contaminating", {})
 
@@ -57,6 +57,19 @@ def test_what_contaminates_may_be_of_kinds_that_nobody_labelled(whole_mnist: Pat
         assert _counts(parts, "train-abnormal") == dict.fromkeys((3, 4, 5, 6), 40)
         assert _counts(parts, "validation") == {7: 80} | dict.fromkeys((3, 4, 5, 6), 20)
         assert _counts(parts, "test") == {7: 140} | {d: 40 for d in range(10) if d != 7}
+
+
+def test_a_person_looks_at_as_many_suspects_as_there_are_wrong_images() -> None:
+    images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1)
+    parts: Parts = {
+        "train-normal": (images, np.array([3, 3, 7, 8, 3])),
+        "train-abnormal": (images[:1] + 9, np.array([9])),
+    }
+    after = reviewed(parts, np.array([0.1, 0.9, 0.8, 0.2, 0.3]), 3)
+    assert after["train-normal"][0].ravel().tolist() == [0, 1, 3, 4]
+    assert after["train-normal"][1].tolist() == [3, 3, 8, 3]
+    assert after["train-abnormal"][0].ravel().tolist() == [9, 2]
+    assert after["train-abnormal"][1].tolist() == [9, 7]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from data.plan import (
     PackSettings,
     Unit,
     assign_splits,
+    call_abnormal,
     contaminate,
     make_plan,
     units,
@@ -139,6 +140,28 @@ def test_contamination_that_cannot_be_is_refused() -> None:
         contaminate(_mixable(), 0.5, seed=0)
     with pytest.raises(DataError, match=r"contamination=1 is not in \[0, 1\)"):
         contaminate(_mixable(), 1, seed=0)
+
+
+def test_images_found_abnormal_stay_on_their_side() -> None:
+    scratch = replace(_item(4, "abnormal", "train-abnormal"), kind="scratch")
+    items = [
+        _item(0, split="train-normal"),
+        _item(1, split="train-normal"),
+        _item(2, split="test"),
+        replace(_item(3, split="train-normal"), kind="scratch"),
+        scratch,
+    ]
+    called = call_abnormal(items, [item.source for item in items[1:]])
+    assert called[0] == items[0]
+    told = [(item.label, item.kind, item.split) for item in called[1:]]
+    assert told == [
+        ("abnormal", "found", "train-abnormal"),
+        ("abnormal", "found", "test"),
+        ("abnormal", "scratch", "train-abnormal"),
+        ("abnormal", "scratch", "train-abnormal"),
+    ]
+    with pytest.raises(DataError, match=r"1 of the 2 images .* not among the 5 .* at x"):
+        call_abnormal(items, [items[0].source, "at x"])
 
 
 def test_units_are_runs_of_one_shuffled_split() -> None:

@@ -3,8 +3,9 @@
 `PYTHONPATH=. python tests/bench/train/mnist.py` trains and judges every model for each normal digit
 and contamination and prints the mean AUROC over the digits. Kinds of anomaly: the five next digits
 contaminate the training images, the other four do not. Labelled (seen) are those that contaminate
-or, with `--labelled others`, those that do not; the rest is unseen. Every model gets the same
-images and labels. The table goes to tests/bench/results/mnist.json or mnist_others.json.
+or, with `--labelled others`, those that do not; the rest is unseen. `--labelled reviewed` are these
+and the wrong ones among the method's first suspects, as many as are wrong. Every model gets the
+same images and labels. The table goes to tests/bench/results/mnist.json or mnist_others.json.
 
 A cell is one line of tests/bench/results/mnist_cells.jsonl; cells that stand there are not run
 again, so the command may be stopped and goes on where it was. Trained models are kept in
@@ -25,7 +26,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ from tests.bench.data.common import RESULTS, ROOT, skip_without_images, write_re
 from tests.bench.resumable import Row, listed, load_rows, row_of, setting
 from tests.bench.train.mnist_classic import MODELS, classic_scores
 from tests.bench.train.mnist_gan import gan_scores, trained_on
-from tests.bench.train.mnist_images import LABELLED, cell_images, known_digits
+from tests.bench.train.mnist_images import LABELLED, Parts, cell_images, known_digits, reviewed
 
 COMMAND = "PYTHONPATH=. python tests/bench/train/mnist.py"
 CELLS = "mnist_cells.jsonl"
@@ -53,6 +54,7 @@ CONTAMINATIONS = (0.0, 0.1, 0.2, 0.4)
 ASSUMED = 0.1
 """What a user without any idea of the contamination may assume; used where there is none."""
 KINDS = ("all", "seen", "unseen")
+KIMG = 18.0
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,10 @@ def run_cell(cell: Cell) -> Row:
     parts = cell_images(cell.digit, cell.contamination, cell.train_images, cell.seed, cell.labelled)
     kinds = parts["test"][1]
     told: Row = {}
+    if cell.labelled == "reviewed":
+        unlabelled = len(parts["train-normal"][0])
+        parts = after_review(cell, parts)
+        told["found"] = unlabelled - len(parts["train-normal"][0])
     if cell.model in GANS:
         config = config_of(cell)
         model = trained_on(model_folder(cell), config, parts)
@@ -111,6 +117,16 @@ def run_cell(cell: Cell) -> Row:
         scores, told["chosen"] = classic_scores(cell.model, parts, cell.digit)
     told |= aurocs(scores, kinds, cell.digit, cell.labelled)
     return asdict(cell) | told | {"seconds": round(time.perf_counter() - started_s, 1)}
+
+
+def after_review(cell: Cell, parts: Parts) -> Parts:
+    """The images after a person looked at the suspects of the method's model made without them."""
+    settings = cell.settings or {"schedule.final_kimg": KIMG}
+    before = replace(cell, model=METHOD, labelled="others", settings=settings)
+    config = config_of(before)
+    model = trained_on(model_folder(before), config, parts)
+    scores = gan_scores(config, model, parts, cell.digit, "train-normal")
+    return reviewed(parts, scores, cell.digit)
 
 
 def aurocs(
@@ -206,7 +222,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     numbers.add_argument("--digits", type=listed(int), default=list(range(10)))
     numbers.add_argument("--contaminations", type=listed(float), default=list(CONTAMINATIONS))
     numbers.add_argument("--models", type=listed(str), default=list(models), help=", ".join(models))
-    numbers.add_argument("--kimg", type=float, default=18.0)
+    numbers.add_argument("--kimg", type=float, default=KIMG)
     numbers.add_argument("--train-images", type=int, default=0)
     numbers.add_argument("--seed", type=int, default=0)
     numbers.add_argument("--labelled", choices=LABELLED, default=LABELLED[0])

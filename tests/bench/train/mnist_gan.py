@@ -22,8 +22,10 @@ def trained_on(folder: Store, config: Config, parts: Parts) -> Model:
     return trained_model(folder, config, images, preparation)
 
 
-def gan_scores(config: Config, model: Model, parts: Parts, digit: int) -> NDArray[np.float64]:
-    """Score each test image as an inspection does; all that is fitted is so on validation."""
+def gan_scores(
+    config: Config, model: Model, parts: Parts, digit: int, split: Split = "test"
+) -> NDArray[np.float64]:
+    """Score each image of a split as an inspection does; what is fitted is so on validation."""
     fusion, seed = None, config.run.seed
     if config.search.statistic == "fused":
         kinds = parts["validation"][1]
@@ -33,7 +35,7 @@ def gan_scores(config: Config, model: Model, parts: Parts, digit: int) -> NDArra
         abnormal = [one for one, kind in zip(terms, kinds, strict=True) if kind != digit]
         fusion = fit_fusion(maps_of(model.card, config.search), normal, abnormal)
     engine = Engine(model, config.search, seed=seed, fusion=fusion)
-    return np.array([scored.row["score"] for scored in engine.score(samples(parts, "test"))])
+    return np.array([scored.row["score"] for scored in engine.score(samples(parts, split))])
 
 
 def samples(parts: Parts, split: Split) -> list[Sample]:

@@ -19,8 +19,9 @@ Parts = dict[str, Part]
 """By split; what train-normal shows is for counting only, no model is told."""
 
 SIDE = 32
-LABELLED = ("contaminating", "others")
-"""Which kinds have known abnormal images: the five that contaminate, or the four others."""
+LABELLED = ("contaminating", "others", "reviewed")
+"""Which kinds have known abnormal images: the five that contaminate, the four others, or these and
+what a person found among the first suspects (`reviewed`)."""
 _NUM_CONTAMINATING = 5
 _VALIDATION = (80, 20)
 _TEST = (140, 40)
@@ -73,6 +74,28 @@ def cell_images(
         images = np.stack([item.read()[0] for item in items])
         parts[split] = images, np.array([int(item.kind.removeprefix("digit-")) for item in items])
     return parts
+
+
+def reviewed(parts: Parts, scores: NDArray[np.float64], normal_digit: int) -> Parts:
+    """The images after a person has looked at the first suspects, as many as there are wrong ones.
+
+    Args:
+        parts: the images; the wrong ones among train-normal that are looked at become known.
+        scores: [N] of train-normal, high for abnormal.
+        normal_digit: the normal class.
+    """
+    images, kinds = parts["train-normal"]
+    wrong = kinds != normal_digit
+    suspects = np.argsort(-scores, kind="stable")[: np.count_nonzero(wrong)]
+    found = np.isin(np.arange(len(kinds)), suspects) & wrong
+    known = parts["train-abnormal"]
+    return parts | {
+        "train-normal": (images[~found], kinds[~found]),
+        "train-abnormal": (
+            np.concatenate([known[0], images[found]]),
+            np.concatenate([known[1], kinds[found]]),
+        ),
+    }
 
 
 def _split_of(item: object) -> str:
