@@ -11,18 +11,20 @@ import re
 import pandas as pd
 
 from cluster.audit_page import render
-from cluster.calibration import calibration_for
+from cluster.calibration import calibration_for, terms_of
 from cluster.config import Config
 from cluster.errors import UserError
 from cluster.findings import Findings, advice, find, headline
 from cluster.inspection import inspect_split
 from cluster.inspection_files import MANIFEST, inspection_store, read_failed, read_scores
+from cluster.model_store import Calibration
 from cluster.ray_session import ray_session
 from cluster.suspects import hidden_truth, rank_suspects, to_csv
 from cluster.tracking import log_results
 from data.dataset import DatasetIndex, load_index
 from data.sample import Split
 from data.store import Store
+from gan.fusion import Fusion
 
 SUSPECTS = "suspects.csv"
 PAGE = "audit.html"
@@ -37,8 +39,9 @@ def audit(config: Config) -> int:
     Raises:
         UserError: If the model is not calibrated, or too few images could be scored.
     """
-    index = load_index(Store(config.data.uri))
-    tables = score_splits(config, index)
+    index, calibration = load_index(Store(config.data.uri)), calibration_for(config)
+    scored = score_splits(config, index, calibration)
+    tables = {split: with_evidence(table, calibration.fusion) for split, table in scored.items()}
     validation, out = tables["validation"], audit_store(config)
     normal = validation[validation["label"] == "normal"]
     suspects = rank_suspects(tables["train-normal"], normal["score"])
@@ -67,15 +70,28 @@ def audit_store(config: Config) -> Store:
     return Store(config.run.dir).child("audit")
 
 
-def score_splits(config: Config, index: DatasetIndex) -> dict[Split, pd.DataFrame]:
+def with_evidence(table: pd.DataFrame, fusion: Fusion | None) -> pd.DataFrame:
+    """Scored images with their `evidence`: the score without D's logits.
+
+    Those of training images, called real or fake in training, are not those of new ones.
+    """
+    if fusion is None:
+        return table.assign(evidence=table["score"])
+    return table.assign(evidence=fusion.without_logits().image_scores(terms_of(table)))
+
+
+def score_splits(
+    config: Config, index: DatasetIndex, calibration: Calibration
+) -> dict[Split, pd.DataFrame]:
     """Score validation and both training splits, as far as that is not done yet.
+
+    Validation images are scored for the audit, too: those of the calibration may be gone, or of
+    another data set, or whole images where the training set has tiles, which count by themselves.
 
     Returns:
         Scores by split; a split without images has no rows.
     """
-    calibration = calibration_for(config)
-    in_tiles = index.mode == "tiles"
-    jobs = {split: _job(config, split, in_tiles=in_tiles) for split in _SPLITS}
+    jobs = {split: _job(config, split) for split in _SPLITS}
     wanted = [split for split in _SPLITS if index.shards_of(split)]
     tables: dict[Split, pd.DataFrame] = {}
     with contextlib.ExitStack() as stack:
@@ -84,23 +100,17 @@ def score_splits(config: Config, index: DatasetIndex) -> dict[Split, pd.DataFram
             cluster = config.cluster
             stack.enter_context(ray_session(cluster.num_actors * cluster.cpus_per_worker))
         for split in wanted:
-            # Those in the place of the calibration are scored as it scores them: undecided.
-            decide = calibration if jobs[split].inspect.dir else None
-            inspect_split(jobs[split], decide, tiles_apart=in_tiles)
+            inspect_split(jobs[split], calibration, tiles_apart=index.mode == "tiles")
             tables[split] = read_scores(inspection_store(jobs[split]))
     empty = tables["validation"].head(0)
     return {split: tables.get(split, empty) for split in _SPLITS}
 
 
-def _job(config: Config, split: Split, *, in_tiles: bool) -> Config:
-    """Where a split is scored.
-
-    Whole validation images were scored when the model was calibrated. Tiles are scored anew, as
-    images of their own: the contamination of a training set of tiles is one in tiles.
-    """
-    is_done = split == "validation" and not in_tiles
-    place = "" if is_done else audit_store(config).url(split)
-    chosen = config.inspect.model_copy(update={"split": split, "dir": place})
+def _job(config: Config, split: Split) -> Config:
+    """The whole split, scored in a folder of the audit."""
+    place = audit_store(config).url(split)
+    whole = {"split": split, "dir": place, "source": "", "limit": 0}
+    chosen = config.inspect.model_copy(update=whole)
     return config.model_copy(update={"inspect": chosen})
 
 

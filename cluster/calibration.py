@@ -80,7 +80,7 @@ def fit_score(config: Config, table: pd.DataFrame, chooses: NDArray[np.bool_]) -
     if config.search.statistic != "fused":
         return None
     used = table[chooses] if chooses.any() else table[table["label"] == "normal"]
-    normal, abnormal = (_terms(used[used["label"] == it]) for it in ("normal", "abnormal"))
+    normal, abnormal = (terms_of(used[used["label"] == it]) for it in ("normal", "abnormal"))
     if not normal:
         raise _no_normals(config)
     return fit_fusion(maps_of(load_card(Store(config.run.dir)), config.search), normal, abnormal)
@@ -96,7 +96,7 @@ def maps_of(card: ModelCard, search: Search) -> tuple[str, ...]:
     )
 
 
-def _terms(table: pd.DataFrame) -> list[NDArray[np.float64]]:
+def terms_of(table: pd.DataFrame) -> list[NDArray[np.float64]]:
     """Terms of each image's tiles, [T, K]."""
     return [np.array(list(tiles)) for tiles in table["terms"]]
 
@@ -105,7 +105,7 @@ def _peaks(table: pd.DataFrame, fusion: Fusion | None, *, with_logit: bool) -> N
     """Peak of each image's map; of a map that was not drawn yet the most that it can be."""
     if fusion is None:
         return np.asarray(table["peak"], dtype=np.float64)
-    return fusion.map_peaks(_terms(table), with_logit=with_logit)
+    return fusion.map_peaks(terms_of(table), with_logit=with_logit)
 
 
 def fused_scores(fusion: Fusion, rows: Sequence[dict[str, Any]]) -> list[float]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cluster.config import Config
 from cluster.errors import UserError
-from data.dataset import DatasetIndex
+from data.dataset import INDEX_NAME, DatasetIndex
 from data.sample import Split
 from data.store import Store
 from gan.thresholds import NEED_ABNORMAL, NEED_NORMAL, needed_images
@@ -20,7 +20,6 @@ _NOT_IDENTITY = (
     "data.retry_s",
     # Where they lie; which they are is in every checkpoint, by their digest.
     "networks.feature_weights",
-    "tune.max_concurrent",
 )
 
 
@@ -109,8 +108,30 @@ def check_same_run(config: Config, old: Config, *, sections: tuple[str, ...] = I
             continue
         mine, theirs = getattr(config, section).model_dump(), getattr(old, section).model_dump()
         for field, value in mine.items():
-            if value != theirs[field] and f"{section}.{field}" not in _NOT_IDENTITY:
-                raise UserError(
-                    f"run.dir={config.run.dir} holds a run with {section}.{field}="
-                    f"{theirs[field]!r}, not {value!r}; choose another run.dir or the old value"
-                )
+            if f"{section}.{field}" not in _NOT_IDENTITY:
+                check_same(config, f"{section}.{field}", value, theirs[field])
+
+
+def check_same(config: Config, field: str, mine: object, theirs: object) -> None:
+    """Refuse a value of a setting that is not the one the run directory was begun with."""
+    if mine != theirs:
+        raise UserError(
+            f"run.dir={config.run.dir} holds a run with {field}={theirs!r}, not {mine!r}; "
+            "choose another run.dir or the old value"
+        )
+
+
+def claim_dataset(config: Config, run: Store) -> None:
+    """Record the data set's index in a directory; refuse another data set than the one there.
+
+    Args:
+        config: Settings now.
+        run: Directory of the run or study.
+    """
+    content = Store(config.data.uri).read_bytes(INDEX_NAME)
+    if run.exists(INDEX_NAME) and run.read_bytes(INDEX_NAME) != content:
+        raise UserError(
+            f"{config.data.uri} was packed anew since run.dir={config.run.dir} began; choose "
+            "another run.dir"
+        )
+    run.write_bytes(INDEX_NAME, content)

@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from torch import Tensor
 
 from cluster.config import Config
@@ -48,6 +48,13 @@ def add_encoder(config: Config) -> None:
         except RayTaskError as error:
             mendable = isinstance(error.cause, UserError | DataError)
             raise (error.cause if mendable else error) from error
+        except RayError as error:
+            raise UserError(
+                "the process that trained the encoder was killed each time "
+                f"({str(error).splitlines()[0]}); look for a lack of memory and lower "
+                "encoder.batch (the model itself is finished, the same command trains the encoder "
+                "alone)"
+            ) from error
 
 
 def train_encoder(config: Config, board: Any = None) -> None:

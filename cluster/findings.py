@@ -68,17 +68,21 @@ def find(
     """Estimate the contamination and choose gamma and alpha for it.
 
     Args:
-        suspects: Scored training images, most suspicious first.
-        normal: Scored validation normals.
-        known: Scored known abnormal images.
+        suspects: Scored training images, most suspicious first, with their `evidence`.
+        normal: The same of validation normals.
+        known: The same of known abnormal images.
         mixed_in: Which training images were mixed in on purpose, where that is known.
         seed: Seed of the interval.
 
     Raises:
         ValueError: If there are too few images.
     """
-    scores = [table["score"].to_numpy(dtype=float) for table in (suspects, normal, known)]
-    contamination = estimate_contamination(*scores, seed=seed)
+    tables = (suspects, normal, known)
+    contamination = estimate_contamination(
+        *(table["evidence"].to_numpy(dtype=float) for table in tables),
+        groups=[table["group"].to_numpy() for table in tables],
+        seed=seed,
+    )
     return Findings(
         num_training=len(suspects),
         num_normal=len(normal),

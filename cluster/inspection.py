@@ -247,6 +247,9 @@ def _write_manifest(
     assert accounted >= expected, "an input is neither in scores nor in failed"
     if not summaries and job.out.exists(MANIFEST):
         return read_manifest(job.out)
+    # What was told of fewer images.
+    for path in (METRICS, REPORT):
+        job.out.delete(path)
     if job.calibration:
         write_regions(job.out)
     manifest = {

@@ -6,6 +6,7 @@ so files of a unit without scores do not count: they belong to a job that was st
 
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -57,7 +58,9 @@ def inspection_store(config: Config) -> Store:
 
 
 def inspection_folder(config: Config) -> str:
-    """Name of the folder of an inspection in its run."""
+    """Name of the folder an inspection writes to, with the characters that MLflow takes."""
+    if config.inspect.dir:
+        return re.sub(r"[^A-Za-z0-9_. -]", "-", Store(config.inspect.dir).uri.rpartition("/")[2])
     return PLAIN if config.inspect.source else config.inspect.split
 
 

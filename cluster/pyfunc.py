@@ -48,15 +48,30 @@ class Blemish(PythonModel):
             could not be used, and then nothing else is known.
         """
         keys = model_input["key"] if "key" in model_input else [None] * len(model_input)
-        pictures = [_picture(*pair) for pair in zip(model_input["image"], keys, strict=True)]
+        found = [_picture(*pair) for pair in zip(model_input["image"], keys, strict=True)]
         rows: list[dict[str, Any]] = []
-        for first in range(0, len(pictures), _BLOCK):
-            rows += map(_row, self._examiner.examine(pictures[first : first + _BLOCK]))
-        return pd.DataFrame(rows, columns=["score", "p_value", "decision", "regions", "error"])
+        for first in range(0, len(found), _BLOCK):
+            rows += map(_row, self._examine(found[first : first + _BLOCK]))
+        columns = ["score", "p_value", "decision", "regions", "error"]
+        frame = pd.DataFrame(rows, columns=columns, dtype=object)
+        # None is null in the JSON of a server; NaN, which pandas fills in, is no JSON at all.
+        return frame.where(frame.notna(), None)
+
+    def _examine(self, found: list[Picture | DataError]) -> list[Verdict | DataError]:
+        pictures = [picture for picture in found if isinstance(picture, Picture)]
+        answers = iter(self._examiner.examine(pictures) if pictures else [])
+        return [next(answers) if isinstance(each, Picture) else each for each in found]
 
 
-def _picture(image: bytes | str, key: str | None) -> Picture:
-    payload = base64.b64decode(image) if isinstance(image, str) else bytes(image)
+def _picture(image: object, key: object) -> Picture | DataError:
+    """An image to examine, or why there is none."""
+    try:
+        payload = base64.b64decode(image, validate=True) if isinstance(image, str) else image
+    except ValueError:
+        return DataError("the text in column image is not base64")
+    if not isinstance(payload, bytes | bytearray | memoryview) or not payload:
+        return DataError("there is no image; give the bytes of an image file, or these in base64")
+    payload = bytes(payload)
     given = isinstance(key, str) and key
     return Picture(payload, str(key) if given else hashlib.sha256(payload).hexdigest()[:32])
 

@@ -220,8 +220,9 @@ def log_results(
         if ref.run_id is None:
             raise ConnectionError("the run could not be opened yet")
         client = connect(ref.uri)
-        send_unsent(client, ref.run_id, run)
+        # Before what waits, of which pictures may find no store: sent twice is sent once.
         send_rows(client, ref.run_id, [row])
+        send_unsent(client, ref.run_id, run)
         with tempfile.TemporaryDirectory() as folder:
             for path, payload in (files or {}).items():
                 local = Path(folder) / path

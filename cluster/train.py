@@ -12,7 +12,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster import tracking
 from cluster.checkpoint_store import FOLDER, last_metrics
-from cluster.claims import check_dataset, check_places, check_same_run, check_shards
+from cluster.claims import check_dataset, check_places, check_same_run, check_shards, claim_dataset
 from cluster.config import Config, dump_config, load_config
 from cluster.dry_run import dry_run
 from cluster.encoder_job import add_encoder
@@ -24,7 +24,7 @@ from cluster.progress import FailureNotes, remote_progress
 from cluster.ray_session import ray_session
 from cluster.stopping import stop_on_sigterm
 from cluster.train_loop import schedule_of, train_worker
-from data.dataset import INDEX_NAME, DatasetIndex, load_index
+from data.dataset import DatasetIndex, load_index
 from data.errors import DataError
 from data.store import Store
 
@@ -89,15 +89,9 @@ def claim_run(config: Config) -> None:
         UserError: If the data set does not fit, or the directory holds another run.
     """
     check_run(config)
-    dataset, run = Store(config.data.uri), Store(config.run.dir)
-    content = dataset.read_bytes(INDEX_NAME)
-    if run.exists(INDEX_NAME) and run.read_bytes(INDEX_NAME) != content:
-        raise UserError(
-            f"{config.data.uri} was packed anew since run.dir={config.run.dir} began; choose "
-            "another run.dir"
-        )
+    run = Store(config.run.dir)
+    claim_dataset(config, run)
     run.write_bytes(_CONFIG, dump_config(config).encode())
-    run.write_bytes(INDEX_NAME, content)
 
 
 def fit(

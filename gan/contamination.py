@@ -4,14 +4,19 @@ The numbers of the training images are drawn from the mixture F_t = (1 - c) F_n 
 validation normals from F_n, those of known abnormal images from F_a. Only their order matters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gan.bootstrap import resample_groups
+
 Numbers = Sequence[float] | NDArray[np.float64]
-Counts = NDArray[np.int64]
+Names = Sequence[Hashable] | NDArray[Any]
+Counts = NDArray[Any]
+Ints = NDArray[np.int64]
 Float = NDArray[np.float64]
 
 COVERAGE = 0.9
@@ -47,14 +52,21 @@ class Contamination:
 
 
 def estimate_contamination(
-    training: Numbers, normal: Numbers, abnormal: Numbers, *, seed: int
+    training: Numbers,
+    normal: Numbers,
+    abnormal: Numbers,
+    *,
+    groups: Sequence[Names] | None = None,
+    seed: int,
 ) -> Contamination:
-    """Estimate c by minimum distance, with an interval by resampling images of all three sets.
+    """Estimate c by minimum distance, with an interval by resampling the parts of all three sets.
 
     Args:
         training: Numbers of the training images called normal, higher for more abnormal.
         normal: Numbers of at least two validation normals.
         abnormal: Numbers of known abnormal images; with fewer than two only the bound is told.
+        groups: The part that each image of the three sets shows. Images of one part are alike and
+            tell less than as many of different ones. None: each image shows its own.
         seed: Seed of the bootstrap.
 
     Raises:
@@ -65,16 +77,19 @@ def estimate_contamination(
             f"{len(training)} training images and {len(normal)} validation normals: at least 1 and "
             "2 are needed to estimate the contamination"
         )
-    at_least = novelty_bound(training, normal)
+    sets = training, normal, abnormal
+    parts = [_numbered(names) for names in groups or [range(len(x)) for x in sets]]
+    at_least = novelty_bound(training, normal, groups=parts[:2])
     nothing = Contamination(estimate=None, low=at_least, high=1.0, at_least=at_least)
     if len(abnormal) < 2:
         return nothing
-    counts = _cell_counts(training, normal, abnormal)
+    places, num_cells = _cells(*sets)
+    counts = (np.bincount(place, minlength=num_cells) for place in places)
     estimate, apart = _minimum_distance(*counts)
     if not apart:
         return nothing
     rng = np.random.default_rng(seed)
-    drawn = [rng.multinomial(num.sum(), num / num.sum(), size=_NUM_RESAMPLES) for num in counts]
+    drawn = [_resampled(*each, num_cells, rng) for each in zip(places, parts, strict=True)]
     tail = (1.0 - COVERAGE) / 2
     resampled, _ = _minimum_distance(*drawn)
     low, high = np.quantile(resampled, [tail, 1.0 - tail]).clip(0.0, 1.0)
@@ -86,7 +101,9 @@ def estimate_contamination(
     )
 
 
-def novelty_bound(training: Numbers, normal: Numbers) -> float:
+def novelty_bound(
+    training: Numbers, normal: Numbers, *, groups: Sequence[Names] | None = None
+) -> float:
     """A lower bound of c that needs no abnormal images.
 
     Of the training images at most F_t(t) / F_n(t) are normal, wherever t lies. Blanchard et al.
@@ -96,21 +113,61 @@ def novelty_bound(training: Numbers, normal: Numbers) -> float:
     Args:
         training: Numbers of the training images.
         normal: Numbers of validation normals.
+        groups: The part that each image of both sets shows; None: each its own.
     """
     t = np.quantile(np.asarray(normal), _NORMAL_SHARE, method="lower")
-    # Half a count more, so that an empty tail is not taken for certain.
-    F_t, F_n = ((np.sum(np.asarray(x) <= t) + 0.5) / (len(x) + 1.0) for x in (training, normal))
-    error = np.sqrt((1 - F_t) / (F_t * len(training)) + (1 - F_n) / (F_n * len(normal)))
-    return float(max(0.0, 1.0 - F_t / F_n * np.exp(_BOUND_ERRORS * error)))
+    sets = training, normal
+    variance, F = 0.0, []
+    for x, names in zip(sets, groups or [range(len(x)) for x in sets], strict=True):
+        below = np.asarray(x) <= t
+        # Half a count more, so that an empty tail is not taken for certain.
+        F.append((below.sum() + 0.5) / (len(below) + 1.0))
+        alone = (1 - F[-1]) / (F[-1] * len(below))
+        variance += alone * _design_effect(below, _numbered(names))
+    F_t, F_n = F
+    return float(max(0.0, 1.0 - F_t / F_n * np.exp(_BOUND_ERRORS * np.sqrt(variance))))
 
 
-def _cell_counts(*sets: Numbers) -> list[Counts]:
-    """Numbers of each set in cells that share out all sets evenly, each set weighing the same."""
+def _design_effect(below_N: NDArray[np.bool_], part_N: Ints) -> float:
+    """How many times as large the variance of a share is because images of a part are alike.
+
+    Kish 1965, section 5.4: the variance over parts by that of as many independent images; at
+    least 1, and the size of a part where the share is 0 or 1 and tells nothing.
+    """
+    num, num_parts, share = len(part_N), int(part_N.max()) + 1, below_N.mean()
+    if num_parts == num:
+        return 1.0
+    if num_parts == 1 or share in (0, 1):
+        return num / num_parts
+    deviation = np.bincount(part_N, weights=below_N - share)
+    between = np.sum(deviation**2) * num_parts / (num_parts - 1)
+    return float(max(1.0, between / (num * share * (1 - share))))
+
+
+def _numbered(names: Names) -> Ints:
+    """Parts as numbers from 0 on."""
+    return np.unique(np.asarray(names), return_inverse=True)[1].astype(np.int64)
+
+
+def _resampled(place_N: Ints, part_N: Ints, num_cells: int, rng: np.random.Generator) -> Counts:
+    """Images in each cell, [resamples, cells], where as many parts are drawn as there are."""
+    if len(np.unique(part_N)) == len(part_N):
+        counts = np.bincount(place_N, minlength=num_cells)
+        return rng.multinomial(counts.sum(), counts / counts.sum(), size=_NUM_RESAMPLES)
+    one_stratum = np.zeros(int(part_N.max()) + 1, dtype=np.int64)
+    draws = resample_groups(place_N, part_N, one_stratum, num_cells, rng)
+    return np.stack([next(draws) for _ in range(_NUM_RESAMPLES)])
+
+
+def _cells(*sets: Numbers) -> tuple[list[Ints], int]:
+    """The cell of each number, where cells share out all sets evenly; and how many cells there are.
+
+    Each set weighs the same.
+    """
     shares = np.linspace(0.0, 1.0, _NUM_CELLS + 1)
     pooled = np.concatenate([np.quantile(np.asarray(x), shares) for x in sets])
     edges = np.unique(np.quantile(pooled, shares[1:-1]))
-    places = (np.searchsorted(edges, np.asarray(x)) for x in sets)
-    return [np.bincount(place, minlength=len(edges) + 1) for place in places]
+    return [np.searchsorted(edges, np.asarray(x)) for x in sets], len(edges) + 1
 
 
 def _minimum_distance(
@@ -128,7 +185,7 @@ def _minimum_distance(
         abnormal: Counts of known abnormal images.
 
     Returns:
-        c, float [...], not yet cut to [0, 1]; and whether F_a stands apart from F_n at all.
+        c, float [...], not yet cut to [0, 1]; and whether F_a stands apart from F_n, and above it.
     """
     F_t, F_n, F_a = map(_cumulative, (training, normal, abnormal))
     var_t, var_n, var_a = (
@@ -139,7 +196,8 @@ def _minimum_distance(
     above = (weight * (F_t - F_n) * (F_a - F_n)).sum(-1)
     below = (weight * (F_a - F_n) ** 2).sum(-1)
     chance = (weight * (var_n + var_a)).sum(-1)
-    return above / np.maximum(below, chance), below > _MIN_SEPARATION * chance
+    higher = (weight * (F_n - F_a)).sum(-1) > 0
+    return above / np.maximum(below, chance), higher & (below > _MIN_SEPARATION * chance)
 
 
 def _cumulative(counts: Counts) -> Float:

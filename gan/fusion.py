@@ -7,7 +7,7 @@ which shares, is chosen on validation images where some are known to be abnormal
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -50,6 +50,12 @@ class Fusion:
         scaled = (np.asarray(terms_NK, dtype=np.float64) - self.centre) / self.spread
         # Row by row: the last bit of a matrix product depends on how many rows there are.
         return np.asarray((scaled * self.weight).sum(axis=1), dtype=np.float64)
+
+    def without_logits(self) -> "Fusion":
+        """The same but for what D's logits say."""
+        pairs = zip(self.names, self.weight, strict=True)
+        kept = tuple(0.0 if name.startswith(LOGIT) else weight for name, weight in pairs)
+        return replace(self, weight=kept)
 
     def image_scores(self, images: Sequence[Terms]) -> Float:
         """Score of each image, that of its most suspicious tile; float [N].

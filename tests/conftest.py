@@ -26,6 +26,16 @@ def _seeds() -> None:
     torch.manual_seed(0)
 
 
+_WITHOUT_CLUSTER = (
+    "_s3.py",
+    "test_ceph.py",
+    "test_export.py",
+    "test_tracking.py",
+    "test_training_ranks.py",
+)
+"""Endings of integration tests' files that start no cluster and share nothing."""
+
+
 class Scheduling(LoadScopeScheduling):
     """Keeps tests that start whole clusters and share what they train in one process.
 
@@ -34,9 +44,7 @@ class Scheduling(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        # Those of the stores alone start no cluster.
-        starts_cluster = not file.endswith(("_s3.py", "test_ceph.py"))
-        together = file.startswith("tests/integration/") and starts_cluster
+        together = file.startswith("tests/integration/") and not file.endswith(_WITHOUT_CLUSTER)
         return "integration" if together else file
 
 

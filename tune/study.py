@@ -18,7 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster import tracking
-from cluster.claims import IDENTITY, check_dataset, check_places, check_same_run, check_shards
+from cluster.claims import (
+    IDENTITY,
+    check_dataset,
+    check_places,
+    check_same,
+    check_same_run,
+    check_shards,
+    claim_dataset,
+)
 from cluster.config import Config, dump_config, load_config
 from cluster.errors import UserError
 from cluster.ray_session import ray_session
@@ -33,8 +41,12 @@ _STUDY = "study"
 _SETTINGS = "study.yaml"
 _BEST = "best.yaml"
 _VALIDATION_IMAGES = 128
-# Only rank 0's checkpoints carry the metric.
-_STRICT = "TUNE_DISABLE_STRICT_METRIC_CHECKING"
+_ENVIRONMENT = {
+    # Only rank 0's checkpoints carry the metric.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # Otherwise Tune takes Ctrl-C for the end of the study and returns what there is.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
 
 
 def tune(config: Config) -> int:
@@ -46,8 +58,8 @@ def tune(config: Config) -> int:
     """
     config = study_config(config)
     root = Store(config.run.dir)
-    _claim(config, root)
-    os.environ.setdefault(_STRICT, "1")
+    claim(config)
+    os.environ.update(_ENVIRONMENT)
     # One more CPU for each trial's own share, so that trials in process never wait for it.
     cpus = config.cluster.num_workers * config.cluster.cpus_per_worker + 1
     with (
@@ -179,8 +191,13 @@ def finish_trials(root: Store, results: list[ray_tune.Result], parent_run_id: st
         )
 
 
-def _claim(config: Config, root: Store) -> None:
-    dataset = Store(config.data.uri)
+def claim(config: Config) -> None:
+    """Check data set and directory of a study, then record its settings there.
+
+    Raises:
+        UserError: If the data set does not fit, or the directory holds another study.
+    """
+    dataset, root = Store(config.data.uri), Store(config.run.dir)
     index = load_index(dataset)
     check_places(config)
     check_dataset(config, index)
@@ -193,6 +210,9 @@ def _claim(config: Config, root: Store) -> None:
     if root.exists(_SETTINGS):
         old = load_config(root.url(_SETTINGS))
         check_same_run(config, old, sections=(*IDENTITY, "search", "tune"))
+        images, before = config.tracking.validation_images, old.tracking.validation_images
+        check_same(config, "tracking.validation_images", images, before)
+    claim_dataset(config, root)
     root.write_bytes(_SETTINGS, dump_config(config).encode())
 
 

@@ -35,7 +35,8 @@ def test_audit_ranks_every_training_image_and_does_nothing_twice(
     assert page.count("<article") == 8
 
     written = {path: path.stat().st_mtime_ns for path in run_dir.glob("audit/*/scores/*")}
-    assert len(written) == len(index.shards_of("train-normal") + index.shards_of("train-abnormal"))
+    splits = ("validation", "train-normal", "train-abnormal")
+    assert len(written) == sum(len(index.shards_of(split)) for split in splits)
     (run_dir / "audit/audit.html").unlink()
     status, output = run_cli(["audit", *words])
     assert status == 0, output
@@ -61,7 +62,7 @@ def test_audit_of_tiles_counts_tiles(tmp_path: Path) -> None:
     assert 16 * 4 < len(suspects) == index.num_samples("train-normal") < 20 * 4
     assert len(suspects) == suspects["key"].nunique() > suspects["group"].nunique() == 20
     summary = json.loads((run / "audit/audit.json").read_text())
-    # The calibration has scored whole validation images; here each of their tiles counts.
+    # For the calibration whole validation images count; here each of their tiles does.
     labels = index.labels["validation"]
     assert summary["num_validation_normal"] == labels["normal"] > 10 * 4
     known = index.num_samples("train-abnormal") + labels["abnormal"]

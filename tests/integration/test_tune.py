@@ -1,6 +1,8 @@
 """The study: what it leaves behind, that a rerun trains nothing, that another study is refused."""
 
 import json
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from mlflow.entities import Run
 from cluster.cli import parse
 from cluster.config import load_config
 from cluster.train_loop import schedule_of
-from tests.jobs import ROOT, TINY, flags, run_cli
+from tests.jobs import ROOT, TINY, flags, kill_tree, run_cli, start_cli
 
 # Two checkpoints before the last, so that ASHA has rungs at which to stop the weaker trial.
 STUDY = TINY | {
@@ -93,6 +95,28 @@ def test_other_settings_are_refused(
     status, output = run_cli(_words(dataset, study, **{field: value}))
     assert status == 2
     assert f"holds a run with {field}={old}, not {value!r}; choose another run.dir" in output
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_study_stopped_by_ctrl_c_is_not_done_and_goes_on(dataset: Path, tmp_path: Path) -> None:
+    process = start_cli(_words(dataset, tmp_path))
+    try:
+        deadline = time.monotonic() + 240
+        while not list(tmp_path.glob("tune/trials/*/metrics.jsonl")):
+            assert time.monotonic() < deadline, "no trial began"
+            time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        kill_tree(process.pid)
+    assert process.returncode == 130, output
+    assert not (tmp_path / "tune/best.yaml").exists()
+    assert "FINISHED" not in {run.info.status for run in _runs(tmp_path)}
+    status, output = run_cli(_words(dataset, tmp_path))
+    assert status == 0, output
+    assert (tmp_path / "tune/best.yaml").exists()
+    assert {run.info.status for run in _runs(tmp_path)} == {"FINISHED"}
 
 
 def _runs(study: Path) -> list[Run]:

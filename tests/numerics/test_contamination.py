@@ -91,6 +91,45 @@ def test_without_known_abnormal_images_only_the_bound_is_told() -> None:
     assert 0.1 < bound < 0.3
 
 
+def _draw_parts(seed: int, *, alike: float) -> tuple[list[Numbers], list[Numbers], float]:
+    """Ten images of each part, whose numbers have correlation `alike`; the groups; the true c."""
+    rng = np.random.default_rng(seed)
+    sets, groups = [], []
+    wrong = rng.random((35, 10)) < 0.2
+    for at in (2.0 * wrong, np.zeros((8, 10)), np.full((20, 10), 2.0)):
+        part = rng.normal(0, np.sqrt(alike), (len(at), 1))
+        sets.append((at + part + rng.normal(0, np.sqrt(1 - alike), at.shape)).ravel())
+        groups.append(np.repeat(np.arange(len(at)), 10))
+    return sets, groups, float(wrong.mean())
+
+
+def test_images_of_one_part_tell_less_than_as_many_of_different_ones() -> None:
+    held, bound = {True: 0, False: 0}, {True: 0, False: 0}
+    for seed in range(NUM_DRAWS):
+        sets, groups, share = _draw_parts(seed, alike=0.5)
+        for by_part in held:
+            told = groups if by_part else None
+            found = estimate_contamination(*sets, groups=told, seed=0)
+            held[by_part] += found.low <= share <= found.high
+            bound[by_part] += found.at_least <= share
+    # With eight normal parts a bootstrap is still a little narrow.
+    assert held[True] / NUM_DRAWS > 0.75 > held[False] / NUM_DRAWS
+    assert bound[True] / NUM_DRAWS > 0.9 > bound[False] / NUM_DRAWS
+
+
+def test_parts_of_one_image_are_images() -> None:
+    sets = _draw(4, 0.2, known=2.0)
+    names = [[f"part {number}" for number in range(len(each))] for each in sets]
+    assert estimate_contamination(*sets, groups=names, seed=0) == estimate_contamination(
+        *sets, seed=0
+    )
+
+
+def test_defects_that_score_below_normal_images_do_not_stand_apart() -> None:
+    training, normal, abnormal = _draw(0, 0.2, known=-2.0)
+    assert estimate_contamination(training, normal, abnormal, seed=0).estimate is None
+
+
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.4])
 @pytest.mark.parametrize("hidden", [1.0, 4.0])
 def test_lower_bound_holds_for_kinds_nobody_knows(share: float, hidden: float) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cluster.audit import with_evidence
 from cluster.audit_page import render
 from cluster.config import Config, ObjectiveConfig, load_config
 from cluster.findings import Findings, advice, find, headline, recommended_weights
@@ -17,6 +18,8 @@ from cluster.suspects import COLUMNS, Truth, hidden_truth, judge, rank_suspects,
 from data.dataset import DatasetIndex
 from data.store import Store
 from gan.contamination import Contamination
+from gan.evidence import term_names
+from gan.fusion import Fusion
 from tests.inspection_fixture import write_inspection
 
 TOLD = Contamination(estimate=0.2, low=0.15, high=0.24, at_least=0.1)
@@ -53,7 +56,7 @@ def _index(contamination: float | None) -> DatasetIndex:
 def _table(scores: list[float], kinds: list[str] | None = None) -> pd.DataFrame:
     keys = [f"key-{i}" for i in range(len(scores))]
     table = pd.DataFrame({"key": keys, "score": scores, "source": keys, "group": keys})
-    return table.assign(kind=kinds or "good", label="normal")
+    return table.assign(kind=kinds or "good", label="normal", evidence=scores)
 
 
 def test_most_suspicious_comes_first_and_equals_by_key() -> None:
@@ -150,6 +153,45 @@ def test_findings_of_scores() -> None:
     untold = find(suspects, normal, known[:0], None, seed=0)
     assert untold.to_dict()["gamma"] is None
     assert set(untold.numbers()).isdisjoint({"gamma", "alpha", "estimate", "precision_at_c"})
+
+
+def test_contamination_is_told_without_what_d_learned_of_its_training_images() -> None:
+    """D has called hidden defects real and known ones fake: its logit sets them apart."""
+    rng = np.random.default_rng(0)
+    maps = ("residual", "logit")
+    place = term_names(maps).index
+    sets = {"hidden": (70, 4, -2), "good": (280, 0, 0), "normal": (80, 0, 0), "known": (50, 4, 6)}
+    terms = {}
+    for name, (num, residual, logit) in sets.items():
+        terms[name] = rng.normal(0, 1, (num, 1, len(term_names(maps))))
+        terms[name][:, 0, place("residual/mean")] += residual
+        terms[name][:, 0, place("logit/mean")] += logit
+    fusion = Fusion(
+        names=term_names(maps),
+        centre=(0.0,) * len(term_names(maps)),
+        spread=(1.0,) * len(term_names(maps)),
+        weight=tuple(float(name.endswith("/mean")) for name in term_names(maps)),
+    )
+
+    def scored(*names: str) -> pd.DataFrame:
+        rows = np.concatenate([terms[name] for name in names])
+        table = _table(fusion.image_scores(list(rows)).tolist()).assign(terms=list(rows))
+        return with_evidence(table, fusion)
+
+    suspects = rank_suspects(scored("hidden", "good"), scored("normal")["score"])
+    found = find(suspects, scored("normal"), scored("known"), None, seed=0)
+    assert found.contamination.estimate == pytest.approx(0.2, abs=0.05)
+    blind = suspects.assign(evidence=suspects["score"])
+    normal, known = (scored(name) for name in ("normal", "known"))
+    tables = [table.assign(evidence=table["score"]) for table in (normal, known)]
+    with_logit = find(blind, *tables, None, seed=0).contamination.estimate
+    assert with_logit is not None
+    assert with_logit < 0.1, "the logit would not mislead in this set"
+
+
+def test_score_that_is_not_fused_is_the_evidence() -> None:
+    table = _table([0.1, 0.5]).drop(columns="evidence")
+    assert with_evidence(table, None)["evidence"].tolist() == [0.1, 0.5]
 
 
 @pytest.fixture

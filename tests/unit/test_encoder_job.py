@@ -1,18 +1,22 @@
 """The encoder of a finished model: trained from its files, and used only where it is."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from ray.exceptions import WorkerCrashedError
 from torch import Tensor
 
 from cluster import train as train_module
 from cluster.claims import check_same_run
 from cluster.config import Config, load_config
-from cluster.encoder_job import train_encoder
+from cluster.encoder_job import add_encoder, train_encoder
 from cluster.engine import Engine
 from cluster.errors import UserError
 from cluster.inspection import inspect_split
@@ -145,3 +149,24 @@ def _spoil(training: EncoderTraining, real: Tensor) -> dict[str, Tensor]:
     with torch.no_grad():
         next(training._encoder.parameters()).fill_(float("nan"))
     return {}
+
+
+def test_a_process_killed_each_time_is_told(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: object) -> None:
+        raise WorkerCrashedError
+
+    monkeypatch.setattr("cluster.encoder_job.ray", SimpleNamespace(remote=_remote, get=lost))
+    monkeypatch.setattr("cluster.encoder_job.remote_progress", _nobody_looks)
+    with pytest.raises(UserError, match=r"killed each time .* lower encoder\.batch"):
+        add_encoder(config)
+
+
+def _remote(**_: object) -> Any:
+    return lambda function: SimpleNamespace(remote=lambda *words: function)
+
+
+@contextlib.contextmanager
+def _nobody_looks(*_: object, **__: object) -> Iterator[None]:
+    yield

@@ -22,6 +22,7 @@ from cluster.inspection_files import (
     MANIFEST,
     METRICS,
     REGIONS,
+    REPORT,
     inspection_store,
     pixels_path,
     read_scores,
@@ -30,6 +31,7 @@ from cluster.inspection_files import (
 )
 from cluster.inspector import UNITS_AT_ONCE, Inspector
 from cluster.pixel_metrics import PixelCounts
+from cluster.report import build_report
 from data.dataset import load_index
 from data.preparation import Preparation
 from data.store import Store
@@ -242,6 +244,19 @@ def test_other_search_in_the_same_directory_is_still_refused(config: Config) -> 
     inspect_split(config, calibration)
     with pytest.raises(UserError, match="holds an inspection with another calibration"):
         inspect_split(config, calibration.model_copy(update={"map_scale": 1.0}))
+
+
+def test_what_was_told_of_a_part_is_gone_with_the_whole(config: Config) -> None:
+    calibration, out = calibration_for(config), inspection_store(config)
+    part = with_inspect(config, limit=SHARD_SAMPLES)
+    inspect_split(part, calibration)
+    evaluate_run(part)
+    build_report(out)
+    inspect_split(part, calibration)
+    assert out.exists(METRICS), "nothing was inspected"
+    inspect_split(config, calibration)
+    assert not out.exists(METRICS)
+    assert not out.exists(REPORT)
 
 
 def test_what_it_writes_can_be_judged(config: Config) -> None:

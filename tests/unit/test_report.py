@@ -11,7 +11,7 @@ from cluster import report_data
 from cluster.charts import precision_recall_chart, roc_chart
 from cluster.config import Config, load_config
 from cluster.errors import UserError
-from cluster.inspection_files import picture_path, read_scores
+from cluster.inspection_files import inspection_folder, picture_path, read_scores
 from cluster.report import REPORT, build_report, confusion, threshold_lines, write_report
 from data.store import Store
 from tests.inspection_fixture import FAILED, write_inspection
@@ -169,6 +169,19 @@ def test_command_writes_the_page_and_says_where(
     assert out.url(REPORT) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "test"),
+        ({"inspect.split": "validation"}, "validation"),
+        ({"inspect.source": "s3://line/today"}, "images"),
+        ({"inspect.dir": "s3://line/scores/day 1+2/"}, "day 1-2"),
+    ],
+)
+def test_an_inspection_has_the_name_of_its_folder(settings: dict[str, str], name: str) -> None:
+    assert inspection_folder(load_config(None, settings)) == name
+
+
 def test_what_goes_to_mlflow_is_bounded(out: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     write_inspection(out, num_images=25, num_pictured=20)
     sent: dict[str, bytes] = {}
@@ -179,7 +192,7 @@ def test_what_goes_to_mlflow_is_bounded(out: Store, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("cluster.report.log_results", log)
     monkeypatch.setattr(report_data, "MAX_PICTURED", 10)
     write_report(load_config(None, {"inspect.dir": out.uri}))
-    prefix = "inspection/test/"
+    prefix = "inspection/out/"
     assert {f"{prefix}{path}" for path in out.list("report/")} <= set(sent)
     assert sent[f"{prefix}{REPORT}"] == out.read_bytes(REPORT)
     table = read_scores(out)

@@ -9,12 +9,14 @@ import torch
 from mlflow import MlflowClient
 from ray import tune as ray_tune
 
+from cluster.claims import claim_dataset
 from cluster.config import Config, dump_config, load_config
 from cluster.errors import UserError
 from cluster.tracking import load_run, open_run
 from cluster.train_loop import architecture_of
 from cluster.validation import Validator
-from data.dataset import load_index
+from data.dataset import INDEX_NAME, load_index
+from data.importers.surfaces import synthetic_surfaces
 from data.pack import pack
 from data.sample import Sample
 from data.store import Store
@@ -23,7 +25,7 @@ from gan.schedule import Phase
 from gan.state import Rates, TrainingState
 from tests.jobs import TINY
 from tune.spaces import apply_point, search_space
-from tune.study import finish_trials, rank, study_config
+from tune.study import claim, finish_trials, rank, study_config
 
 POINT = {
     "objective.gamma": 0.5,
@@ -184,3 +186,29 @@ def test_maps_are_made_with_the_fade_of_the_moment(
     _auroc(packed, 2, fade=0.25, statistic="window", steps=0)
     assert fades == [0.25] * 3
     assert blocks == [8, 8, 4]
+
+
+def test_a_study_of_another_data_set_is_refused(packed: Path, tmp_path: Path) -> None:
+    config = study_config(load_config(None, {"data.uri": str(packed), "run.dir": str(tmp_path)}))
+    root = Store(config.run.dir)
+    claim_dataset(config, root)
+    claim_dataset(config, root)
+    root.write_bytes(INDEX_NAME, b"{}")
+    with pytest.raises(UserError, match="was packed anew since run"):
+        claim_dataset(config, root)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"tracking.validation_images": 60}, {"tune.max_concurrent": 2}], ids=str
+)
+def test_a_study_goes_on_only_as_it_began(tmp_path: Path, setting: dict[str, int]) -> None:
+    words = TINY | {"run.dir": str(tmp_path), "data.uri": str(tmp_path / "data")}
+    items = synthetic_surfaces(
+        resolution=16, seed=1, num_train_normal=8, num_train_abnormal=4, num_validation=60
+    )
+    pack(items, Store(str(tmp_path / "data")), resolution=16, name="metal", seed=0)
+    begun, (field,) = load_config(None, words), setting
+    claim(study_config(begun))
+    claim(study_config(begun))
+    with pytest.raises(UserError, match=f"holds a run with {field}=.*, not {setting[field]}"):
+        claim(study_config(load_config(None, words | setting)))
