@@ -131,8 +131,9 @@ def novelty_bound(
 def _design_effect(below_N: NDArray[np.bool_], part_N: Ints) -> float:
     """How many times as large the variance of a share is because images of a part are alike.
 
-    Kish 1965, section 5.4: the variance over parts by that of as many independent images; at
-    least 1, and the size of a part where the share is 0 or 1 and tells nothing.
+    The design effect of Kish 1965 ("Survey Sampling"): the variance over parts by that of as many
+    independent images; at least 1, and the size of a part where the share is 0 or 1 and tells
+    nothing.
     """
     num, num_parts, share = len(part_N), int(part_N.max()) + 1, below_N.mean()
     if num_parts == num:
