@@ -5,7 +5,8 @@ and contamination and prints the mean AUROC over the digits. Kinds of anomaly: t
 contaminate the training images, the other four do not. Labelled (seen) are those that contaminate
 or, with `--labelled others`, those that do not; the rest is unseen. `--labelled reviewed` are these
 and the wrong ones among the method's first suspects, as many as are wrong. Every model gets the
-same images and labels. The table goes to tests/bench/results/mnist.json or mnist_others.json.
+same images and labels. The table goes to tests/bench/results/mnist.json, mnist_others.json or
+mnist_reviewed.json.
 
 A cell is one line of tests/bench/results/mnist_cells.jsonl; cells that stand there are not run
 again, so the command may be stopped and goes on where it was. Trained models are kept in
