@@ -175,7 +175,10 @@ def _listed_sources(uri: str) -> list[str]:
             f"pack.abnormal_list={uri} is no CSV file with a column source, such as an audit's "
             f"suspects.csv: {str(error).splitlines()[0]}"
         ) from None
-    return [*rows["source"].dropna()]
+    found = [*rows["source"].dropna()]
+    if not found:
+        raise UserError(f"pack.abnormal_list={uri} names no image; leave the setting out")
+    return found
 
 
 def _items(config: Config) -> tuple[list[Item], float | None]:

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from cluster.assessment import fade_of
 from cluster.config import Config
 from cluster.engine import search_settings
 from cluster.errors import UserError
@@ -22,7 +23,7 @@ from gan.evidence import (
     strongest_window,
 )
 from gan.fusion import fit_fusion
-from gan.layers import downsample
+from gan.layers import downsample, faded
 from gan.model import Architecture
 from gan.networks import num_stages
 from gan.schedule import Phase
@@ -74,12 +75,13 @@ class Validator:
 
     def auroc(self, state: TrainingState, phase: Phase) -> float:
         """Area under the ROC curve of `search.statistic`, at the resolution now trained."""
+        fade = fade_of(state, phase)
         images = self._images
         for _ in range(self._last_stage - phase.stage):
             images = downsample(images)
+        images = faded(images, phase.stage, fade)
         num_levels = self._architecture.num_levels(phase.stage)
         settings = settings_at(num_levels, search_settings(self._search))
-        fade = phase.fade(min(state.images_seen, phase.end))
         stage, features = phase.stage, state.judge.features
         # The encoder comes after training: for now its start is a candidate or a random one.
         starts = Starts(

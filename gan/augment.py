@@ -26,6 +26,7 @@ _ZOOM_STD = 0.2
 _ANGLE_RAD = math.radians(10)
 _BRIGHTNESS_STD = 0.2
 _CONTRAST_STD = 0.5
+_TOUCHED = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ class AugmentSettings:
             2^N(0, 0.2), `rotate` by up to 10 degrees, all three with the picture mirrored at its
             rims; `brightness` plus N(0, 0.2) on a scale of -1..1; `contrast` times 2^N(0, 0.5).
         start: Probability of each transform at the beginning, in [0, 0.8].
-        target: Mean sign of D's logit on training images that the probability is steered to.
+        target: Value of sign_real (see `gan.step.training_step`) that the probability is steered
+            to.
         adapt_kimg: Thousands of images in which the probability can rise by 1.
     """
 
@@ -77,9 +79,9 @@ class AdaptiveAugment:
         if set(MOVING) & set(self.settings.transforms):
             before = torch.cat([image_BCHW, mask_B1HW.to(image_BCHW)], dim=1)
             after = self._moved(before)
-            marked_B, left_B = ((both[:, -1:] > 0).any(dim=(2, 3)) for both in (before, after))
+            marked_B, left_B = (_mask(both).any(dim=(2, 3)) for both in (before, after))
             both = torch.where((marked_B & ~left_B)[..., None, None], before, after)
-            image_BCHW, mask_B1HW = both[:, :-1], both[:, -1:] > 0
+            image_BCHW, mask_B1HW = both[:, :-1], _mask(both)
         return self._recoloured(image_BCHW), mask_B1HW
 
     def _recoloured(self, image_BCHW: Tensor) -> Tensor:
@@ -97,7 +99,7 @@ class AdaptiveAugment:
         D that calls nearly all training images real has begun to know them by heart.
 
         Args:
-            sign_real: Scalar, mean sign of D's logit on this rank's training images.
+            sign_real: Scalar, see `gan.step.training_step`, of this rank's training images.
             images: Training images of the step over all ranks.
         """
         if not self.settings.transforms:
@@ -143,3 +145,11 @@ class AdaptiveAugment:
 
     def _come_true(self, B: int) -> Tensor:
         return (torch.rand(B, generator=self._source) < self.probability).float()
+
+
+def _mask(both_BCHW: Tensor) -> Tensor:
+    """Where the last channel, a mask sampled anew, shows something.
+
+    Sampling where a pixel lies is off by a millionth of one, and so touches its neighbours.
+    """
+    return both_BCHW[:, -1:] > _TOUCHED

@@ -9,11 +9,8 @@ each image stands alone. A discriminator with heads on these maps is a projected
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as nnf
 from torch import Tensor, nn
-
-from gan.layers import downsample, upsample
 
 BATCH_NORM_EPS = 1e-3
 STRIDES = (4, 8, 16, 32)
@@ -119,10 +116,8 @@ class EfficientNetFeatures(nn.Module):
     def forward(self, image_BCHW: Tensor, stage: int, fade: float = 1.0) -> list[Tensor]:
         """Feature maps of float images in [-1, 1], grey or RGB, from fine to coarse.
 
-        While a stage fades in, images lose as much of their detail as those of G lack.
+        They are the same at every stage and fade.
         """
-        if stage and fade < 1.0:
-            image_BCHW = torch.lerp(upsample(downsample(image_BCHW)), image_BCHW, fade)
         size = (self.side, self.side)
         x = nnf.interpolate(image_BCHW, size, mode="bilinear").expand(-1, 3, -1, -1)
         x = _relu6(self.stem(x))

@@ -97,6 +97,21 @@ def downsample(x_BCHW: Tensor) -> Tensor:
     return nnf.avg_pool2d(x_BCHW, 2)
 
 
+def faded(image_BCHW: Tensor, stage: int, fade: float) -> Tensor:
+    """Take from images the detail that those of G still lack while a stage fades in.
+
+    Without this D would know training images by it (Karras et al. 2018, Fig. 2).
+
+    Args:
+        image_BCHW: Float images at the stage's resolution.
+        stage: The stage; the first has nothing to fade from.
+        fade: Weight of the newest block in [0, 1].
+    """
+    if stage == 0 or fade >= 1.0:
+        return image_BCHW
+    return torch.lerp(upsample(downsample(image_BCHW)), image_BCHW, fade)
+
+
 def minibatch_std(x_BCHW: Tensor, group_size: int) -> Tensor:
     """Append one map holding the mean standard deviation across each group of images.
 

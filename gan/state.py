@@ -190,7 +190,8 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         for name, each in self._stateful().items():
-            each.load_state_dict(state[name])
+            # A run that averages D only from here on has no average yet.
+            each.load_state_dict(state["discriminator" if name not in state else name])
         self.images_seen = state["images_seen"]
         self.num_steps = state["num_steps"]
         self.augment.probability = state["augment_probability"]

@@ -1,5 +1,6 @@
 """One training step of both networks: no files, no cluster, no clock."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gan.layers import faded
 from gan.objective import discriminator_loss, generator_loss, r1_penalty
 
 
@@ -38,7 +40,7 @@ UNAUGMENTED = Unaugmented()
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient is no longer finite; raised on all ranks alike, before weights change."""
+    """A gradient is no longer finite; raised on all ranks alike, before its network changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,8 @@ class Execution:
 
     Attributes:
         num_parts: Parts the batch is cut into, one after the other in memory; gradients add up.
-            Each part must be made of whole minibatch-std groups.
+            Each part must be made of whole minibatch-std groups. Augmentation draws part by part,
+            so with it another number is another draw.
         dtype: float32, or bfloat16 for the convolutions; head of D, losses and the whole of D's
             update where R1 is due stay in float32.
     """
@@ -129,13 +132,15 @@ def training_step(
 
     Returns:
         Detached scalars: loss_d, loss_g, r1 (only where due), the mean logits logit_real,
-        logit_fake, logit_abnormal, sign_real (the mean sign of D on training images), and the
-        Euclidean norms of the gradients grad_norm_d, grad_norm_g.
+        logit_fake, logit_abnormal, sign_real, and the Euclidean norms of the gradients
+        grad_norm_d, grad_norm_g. sign_real is the mean sign of logit + log(gamma) on training
+        images: D's best logit is -log(gamma) where generated images are as frequent as training
+        images, so that, as in Karras et al. 2020, only what D knows by heart makes it positive.
 
     Raises:
         NonFiniteError: If a gradient is not finite; on all ranks alike.
     """
-    parts = _parts(inputs, execution.num_parts)
+    parts = _parts(_faded(inputs), execution.num_parts)
     # With one part G's graph serves both updates; with several it is made anew, part by part.
     with torch.set_grad_enabled(len(parts) == 1), _cast(inputs, execution):
         fakes = [_full(generator(part.latent, part.stage, part.fade)) for part in parts]
@@ -151,7 +156,10 @@ def training_step(
     def loss_g(part: StepInput, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with _cast(inputs, execution):
             made = fake if fake.requires_grad else generator(part.latent, part.stage, part.fade)
-            loss = generator_loss(_full(bare(augment(_full(made)), part.stage, part.fade)))
+        # Where pixels are sampled needs all digits, here as in D's update.
+        shown = augment(_full(made))
+        with _cast(inputs, execution):
+            loss = generator_loss(_full(bare(shown, part.stage, part.fade)))
         return loss, {"loss_g": loss.detach()}
 
     with _frozen(bare):
@@ -226,7 +234,7 @@ def _discriminator_loss(
         "loss_d": loss.detach(),
         "logit_real": logit_real.detach().mean(),
         "logit_fake": logit_fake.detach().mean(),
-        "sign_real": logit_real.detach().sign().mean(),
+        "sign_real": (logit_real.detach() + math.log(objective.gamma)).sign().mean(),
     }
     if logit_abnormal is not None:
         stats["logit_abnormal"] = logit_abnormal.detach().mean()
@@ -251,6 +259,15 @@ def _abnormal(
 def _bare(network: nn.Module) -> Any:
     """The network inside a data-parallel wrapper."""
     return getattr(network, "module", network)
+
+
+def _faded(inputs: StepInput) -> StepInput:
+    """The inputs with images that have no more detail than G's can have by now."""
+    real = faded(inputs.real, inputs.stage, inputs.fade)
+    abnormal = inputs.abnormal
+    if abnormal is not None:
+        abnormal = faded(abnormal, inputs.stage, inputs.fade)
+    return replace(inputs, real=real, abnormal=abnormal)
 
 
 def _parts(inputs: StepInput, num_parts: int) -> list[StepInput]:

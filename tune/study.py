@@ -60,8 +60,7 @@ def tune(config: Config) -> int:
     root = Store(config.run.dir)
     claim(config)
     os.environ.update(_ENVIRONMENT)
-    # One more CPU for each trial's own share, so that trials in process never wait for it.
-    cpus = config.cluster.num_workers * config.cluster.cpus_per_worker + 1
+    cpus = config.cluster.num_workers * config.cluster.cpus_per_worker
     with (
         ray_session(config.tune.max_concurrent * cpus, state_api=True),
         tracking.tracked_run(config, name="tune") as parent,
@@ -133,8 +132,9 @@ def _tuner(config: Config, parent: tracking.RunRef) -> ray_tune.Tuner:
     filesystem, root = store.filesystem()
     arrow = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(filesystem))
     run = ray_tune.with_parameters(trial, config=config, parent_run_id=parent.run_id)
-    # The trial itself only waits; its training workers reserve the real resources.
-    trainable = ray_tune.with_resources(run, {"CPU": 0.1})
+    # The trial itself only waits for its workers, whose nodes may have room for nothing else.
+    beside_head = ray_tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+    trainable = ray_tune.with_resources(run, beside_head)
     # Ray can only restore a study that has saved the state of its trials once.
     if store.list(f"{_STUDY}/experiment_state-", ".json"):
         return ray_tune.Tuner.restore(

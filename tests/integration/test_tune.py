@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from ray.cluster_utils import Cluster
 
 from cluster.cli import parse
 from cluster.config import load_config
@@ -117,6 +118,20 @@ def test_study_stopped_by_ctrl_c_is_not_done_and_goes_on(dataset: Path, tmp_path
     assert status == 0, output
     assert (tmp_path / "tune/best.yaml").exists()
     assert {run.info.status for run in _runs(tmp_path)} == {"FINISHED"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_trials_leave_nodes_of_just_their_size_to_their_workers(
+    dataset: Path, tmp_path: Path, nodes: Cluster
+) -> None:
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
+    small = {"tune.num_trials": 1, "cluster.num_workers": 2, "schedule.final_kimg": 0.4}
+    words = _words(dataset, tmp_path, **small)
+    status, output = run_cli(words, env={"RAY_ADDRESS": nodes.address})
+    assert status == 0, output
+    assert (tmp_path / "tune/best.yaml").exists()
 
 
 def _runs(study: Path) -> list[Run]:

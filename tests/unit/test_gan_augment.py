@@ -16,7 +16,7 @@ from gan.augment import (
 from gan.model import Architecture, Features
 from gan.schedule import Phase
 from gan.state import Rates, TrainingState
-from gan.step import Objective
+from gan.step import Execution, Objective, StepInput, training_step
 
 TRANSFORMS: tuple[Transform, ...] = ("translate", "zoom", "rotate", "brightness", "contrast")
 
@@ -91,10 +91,52 @@ def test_a_mask_goes_where_its_image_goes(transform: Transform) -> None:
     assert moved.dtype == torch.bool
     torch.testing.assert_close(image, plain(mask.float()))
     if transform in MOVING:
-        assert torch.equal(moved, image > 0)
+        assert moved[image > 0.01].all()
+        assert not moved[image == 0].any()
         assert (moved != mask).any()
     else:
         assert torch.equal(moved, mask)
+
+
+def test_in_lower_precision_pixels_are_still_sampled_where_they_lie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grids, sample = [], torch.nn.functional.grid_sample
+
+    def watched(image: Tensor, grid: Tensor, **settings: object) -> Tensor:
+        grids.append(grid.dtype)
+        return sample(image, grid, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "grid_sample", watched)
+    sizes = {"resolution": 8, "channels": 1, "latent_dim": 4, "fmap_base": 8, "fmap_max": 4}
+    architecture = Architecture(**sizes, group_size=2)
+    generator, discriminator = architecture.generator(), architecture.discriminator()
+    training_step(
+        generator,
+        discriminator,
+        *(torch.optim.SGD(each.parameters(), lr=0.1) for each in (generator, discriminator)),
+        StepInput(
+            real=torch.rand(4, 1, 8, 8),
+            abnormal=None,
+            latent=torch.randn(4, 4),
+            stage=1,
+            fade=1.0,
+            index=1,
+        ),
+        Objective(gamma=1.0, alpha=0.0, r1_weight=0.0, r1_interval=1),
+        augment=_augment("rotate"),
+        execution=Execution(dtype=torch.bfloat16),
+    )
+    # Training images, generated ones in D's update, generated ones in G's.
+    assert grids == [torch.float32] * 3
+
+
+@pytest.mark.parametrize("transform", MOVING)
+def test_an_image_that_is_not_moved_keeps_its_mask(transform: Transform) -> None:
+    place = torch.randint(64 * 64, (64, 1), generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(64, 64 * 64, dtype=torch.bool).scatter(1, place, True).view(64, 1, 64, 64)
+    still = AdaptiveAugment(AugmentSettings(transforms=(transform,)), torch.Generator())
+    assert torch.equal(still.marked(mask.float(), mask)[1], mask)
 
 
 def test_a_moved_mask_takes_no_more_chances_than_a_moved_image() -> None:
@@ -199,6 +241,14 @@ def test_training_goes_on_with_the_same_changes_after_a_resume(
         found, wanted = (getattr(state, name).state_dict() for state in (resumed, straight))
         assert all(torch.equal(found[key], wanted[key]) for key in wanted), name
     assert (straight.judge is straight.discriminator) == (half_life_kimg == 0)
+
+
+def test_an_average_of_d_may_begin_with_a_resume() -> None:
+    before, after = _state(), _state(discriminator_half_life_kimg=1.0)
+    _train(before, 1)
+    after.load_state_dict(before.state_dict())
+    wanted, found = before.discriminator.state_dict(), after.judge.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
 def test_learning_rates_follow_the_stage() -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gan.ema import update_ema
+from gan.layers import downsample, upsample
 from gan.networks import Discriminator, Generator, ProgressiveFeatures
 from gan.objective import discriminator_loss, generator_loss, r1_penalty
 from gan.schedule import Phase, phase_at, phases
@@ -198,6 +199,58 @@ def test_a_broken_gradient_changes_nothing(broken: str, told: str) -> None:
         training_step(generator, discriminator, *optimizers, inputs, objective)
     after = [*generator.parameters(), *discriminator.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_a_broken_gradient_of_g_leaves_g_as_it_was() -> None:
+    generator, discriminator = _networks()
+    before = copy.deepcopy([*generator.parameters()])
+    generator.dense.weight.register_hook(lambda gradient: gradient * math.nan)
+    objective = Objective(gamma=1.0, alpha=0.0, r1_weight=0.0, r1_interval=1)
+    optimizers = _sgd(generator), _sgd(discriminator)
+    with pytest.raises(NonFiniteError, match="of G"):
+        training_step(generator, discriminator, *optimizers, _inputs(0), objective)
+    assert all(torch.equal(a, b) for a, b in zip(generator.parameters(), before, strict=True))
+
+
+class _Watched(nn.Module):
+    """A discriminator that keeps what it is shown."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.shown: list[Tensor] = []
+
+    def forward(self, image: Tensor, stage: int, fade: float) -> Tensor:
+        self.shown.append(image.detach())
+        return self.network(image, stage, fade)
+
+
+@pytest.mark.parametrize("r1_weight", [0.0, 1.0])
+def test_while_a_stage_fades_in_no_image_has_more_detail_than_those_of_g(r1_weight: float) -> None:
+    generator, discriminator = _networks()
+    watched = _Watched(discriminator)
+    inputs = _inputs(0, abnormal=torch.rand(4, 1, 8, 8))
+    objective = Objective(gamma=0.7, alpha=0.3, r1_weight=r1_weight, r1_interval=1)
+    training_step(generator, watched, _sgd(generator), _sgd(discriminator), inputs, objective)
+    # D's update comes first; G's shows generated images alone.
+    real, fake, abnormal = torch.cat(watched.shown)[:12].split(4)
+    for found, whole in ((real, inputs.real), (abnormal, inputs.abnormal)):
+        coarse = upsample(downsample(whole))
+        torch.testing.assert_close(found, coarse + 0.5 * (whole - coarse))
+    assert fake.shape == real.shape
+
+
+def test_the_sign_of_a_balanced_discriminator_is_zero_for_any_gamma() -> None:
+    # Where p_g equals p_d the best logit is -log(gamma): D knows nothing by heart.
+    generator, discriminator = _networks()
+    for parameter in discriminator.logit.parameters():
+        nn.init.zeros_(parameter)
+    objective = Objective(gamma=0.5, alpha=0.0, r1_weight=0.0, r1_interval=1)
+    for logit, sign in ((0.6, -1), (0.8, 1)):
+        nn.init.constant_(discriminator.logit.bias, logit)
+        optimizers = _sgd(generator), _sgd(discriminator, lr=0.0)
+        stats = training_step(generator, discriminator, *optimizers, _inputs(0), objective)
+        assert stats["sign_real"] == sign
 
 
 @pytest.mark.parametrize("num_steps", [1, 4])

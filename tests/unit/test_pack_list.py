@@ -74,6 +74,7 @@ def test_a_list_that_cannot_be_used_is_refused(settings: dict[str, object], told
     [
         ("source\n/elsewhere/1.png\n", "1 of the 1 images found abnormal are not among"),
         ("key\n1\n", "is no CSV file with a column source"),
+        ("rank,key,source\n", "names no image"),
         ("", "is no CSV file with a column source"),
         (None, "found.csv"),
     ],
