@@ -27,6 +27,8 @@ from gan.thresholds import (
 )
 
 _HALVED = "; as many choose the score, all are left with search.statistic mean or window"
+_LEAST_NORMALS = 2
+"""Normal images without which a score has no scale."""
 _MAP_SHARE = 0.05
 """Share of normal validation images whose peak lies above half of a map's full scale."""
 
@@ -36,9 +38,9 @@ def choosing(config: Config, table: pd.DataFrame) -> NDArray[np.bool_]:
 
     A threshold keeps its promise only where the score was fixed without the images that it is
     fitted on (split-conformal, Papadopoulos et al. 2002). So half of the parts that show a known
-    defect, and half of the others, choose; a digest of their names says which. Nobody does, and the
-    score has its usual weights, where either half would lack a defect, one of them two normal
-    images, or the other the normal images that inspect.false_positive_rate asks for.
+    defect, and half of the others, choose; a digest of their names says which. A single part with
+    defects decides. Nobody chooses where one half would lack two normal images, or the other the
+    normal images that inspect.false_positive_rate asks for.
 
     Args:
         config: Configuration the images were scored with.
@@ -47,19 +49,16 @@ def choosing(config: Config, table: pd.DataFrame) -> NDArray[np.bool_]:
     Returns:
         [N].
     """
-    groups, labels = table["group"], table["label"]
-    with_defect = set(groups[labels == "abnormal"])
+    groups, is_normal = table["group"], table["label"] == "normal"
+    with_defect = set(groups[table["label"] == "abnormal"])
     half = set[str]()
     for names in (with_defect, set(groups) - with_defect):
         half.update(sorted(names, key=_digest)[1::2])
     chosen = np.asarray(groups.isin(half), dtype=np.bool_)
-    needed = {True: 2, False: needed_images(config.inspect.false_positive_rate)}
-    enough = all(
-        (labels[chosen == chooses] == "normal").sum() >= num
-        and (labels[chosen == chooses] == "abnormal").any()
-        for chooses, num in needed.items()
-    )
-    return chosen & (enough and config.search.statistic == "fused")
+    enough = is_normal[chosen].sum() >= _LEAST_NORMALS and is_normal[
+        ~chosen
+    ].sum() >= needed_images(config.inspect.false_positive_rate)
+    return chosen & bool(enough and config.search.statistic == "fused")
 
 
 def _digest(name: str) -> bytes:
@@ -72,7 +71,7 @@ def fit_score(config: Config, table: pd.DataFrame, chooses: NDArray[np.bool_]) -
     Args:
         config: Configuration the images were scored with.
         table: Scored validation images, with the `terms` of their tiles.
-        chooses: [N] those that choose its weights, see `choosing`; if none, normal ones fit scales.
+        chooses: [N] those that choose it, see `choosing`; if none, all normal ones fit its scales.
 
     Raises:
         UserError: If there is no normal image.

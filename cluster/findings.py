@@ -8,7 +8,7 @@ import pandas as pd
 
 from cluster.config import ObjectiveConfig
 from cluster.suspects import Truth, judge
-from gan.contamination import COVERAGE, Contamination, estimate_contamination
+from gan.contamination import COVERAGE, MIN_KNOWN, Contamination, estimate_contamination
 from gan.objective import weights_for_contamination
 
 
@@ -114,8 +114,11 @@ def headline(found: Findings) -> str:
             f"{c.low:.1%} to {c.high:.1%} with a confidence of {COVERAGE:.0%}."
         )
     least = f"At least {c.at_least:.1%} of the {num:,} training images called normal are abnormal"
-    if found.num_known < 2:
-        return f"{least}; how many, only known abnormal images could tell, and there are none."
+    if found.num_known < MIN_KNOWN:
+        return (
+            f"{least}; how many, only known abnormal images could tell: {MIN_KNOWN} or more, there "
+            f"{'is' if found.num_known == 1 else 'are'} {found.num_known}."
+        )
     return (
         f"{least}; how many cannot be told, because the scores of known abnormal images do not "
         "stand apart from those of normal ones."
@@ -134,7 +137,7 @@ def advice(found: Findings, objective: ObjectiveConfig) -> str:
         "pack again"
     )
     if found.contamination.estimate is None:
-        if found.num_known < 2:
+        if found.num_known < MIN_KNOWN:
             return "Look at the first suspects; call some dozens that are abnormal so, pack again."
         return "Train longer, or tune the search, until `evaluate` tells the two apart; then audit."
     if found.weights is None:

@@ -22,6 +22,10 @@ Float = NDArray[np.float64]
 COVERAGE = 0.9
 """Chance that the interval holds the true contamination."""
 
+MIN_KNOWN = 6
+"""Known abnormal images from which on there may be an estimate: of fewer the distribution function
+is so uncertain that none could stand apart from that of normal images."""
+
 _NUM_CELLS = 64
 _NUM_RESAMPLES = 1000
 # Squared distance of F_a from F_n in multiples of what chance alone gives. In sets as large as the
@@ -39,7 +43,8 @@ class Contamination:
 
     Attributes:
         estimate: c, if the known abnormal images are like those that contaminate; None where there
-            are none, or their numbers do not stand apart from those of normal images.
+            are fewer than `MIN_KNOWN`, or their numbers do not stand apart from those of normal
+            images.
         low: lower end of the interval that holds c with chance `COVERAGE`.
         high: upper end of it, 1 where there is no estimate.
         at_least: lower bound of c whatever kind of image contaminates, near 0 for small sets.
@@ -64,7 +69,7 @@ def estimate_contamination(
     Args:
         training: Numbers of the training images called normal, higher for more abnormal.
         normal: Numbers of at least two validation normals.
-        abnormal: Numbers of known abnormal images; with fewer than two only the bound is told.
+        abnormal: Numbers of known abnormal images; below `MIN_KNOWN` only the bound is told.
         groups: The part that each image of the three sets shows. Images of one part are alike and
             tell less than as many of different ones. None: each image shows its own.
         seed: Seed of the bootstrap.
@@ -81,7 +86,7 @@ def estimate_contamination(
     parts = [_numbered(names) for names in groups or [range(len(x)) for x in sets]]
     at_least = novelty_bound(training, normal, groups=parts[:2])
     nothing = Contamination(estimate=None, low=at_least, high=1.0, at_least=at_least)
-    if len(abnormal) < 2:
+    if len(abnormal) < MIN_KNOWN:
         return nothing
     places, num_cells = _cells(*sets)
     counts = (np.bincount(place, minlength=num_cells) for place in places)

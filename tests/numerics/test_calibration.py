@@ -9,7 +9,7 @@ from cluster.calibration import choosing
 from cluster.config import load_config
 from gan.evidence import map_names, term_names
 from gan.fusion import fit_fusion
-from gan.thresholds import escape_threshold
+from gan.thresholds import conformal_threshold, escape_threshold
 
 MAPS = map_names(3, 1)
 NUM_TERMS = len(term_names(MAPS))
@@ -41,3 +41,24 @@ def test_a_threshold_keeps_its_promise_only_where_others_chose_the_score(
     margin = 3 * missed.std() / np.sqrt(NUM_TRIALS)
     promised = 1 / (num_known + 1)
     assert (missed.mean() <= promised + margin) == halved
+
+
+def _alarms(trial: int, num_normal: int) -> float:
+    """Share of new normal images above a threshold for 5 %, where no defect is known."""
+    draw = np.random.default_rng(trial)
+    table = pd.DataFrame({"label": "normal", "group": [f"part-{n}" for n in range(num_normal)]})
+    terms = draw.lognormal(size=(num_normal, 1, NUM_TERMS))
+    chooses = choosing(load_config(None, {"inspect.false_positive_rate": 0.05}), table)
+    fusion = fit_fusion(MAPS, list(terms[chooses] if chooses.any() else terms), [])
+    threshold = conformal_threshold(fusion.image_scores(list(terms[~chooses])), 0.05)
+    return float((fusion.scores(draw.lognormal(size=(NUM_NEW, NUM_TERMS))) > threshold).mean())
+
+
+@pytest.mark.parametrize(("num_normal", "halved"), [(38, True), (19, False)])
+def test_the_false_positive_rate_holds_where_other_normals_fixed_the_scales(
+    num_normal: int, halved: bool
+) -> None:
+    """P(a new normal image is called abnormal) <= 0.05; 19 normals decide in both cases."""
+    alarms = np.array([_alarms(trial, num_normal) for trial in range(4 * NUM_TRIALS)])
+    margin = 3 * alarms.std() / np.sqrt(len(alarms))
+    assert (alarms.mean() <= 0.05 + margin) == halved

@@ -9,7 +9,13 @@ import pytest
 from numpy.typing import NDArray
 
 from gan import contamination
-from gan.contamination import COVERAGE, Contamination, estimate_contamination, novelty_bound
+from gan.contamination import (
+    COVERAGE,
+    MIN_KNOWN,
+    Contamination,
+    estimate_contamination,
+    novelty_bound,
+)
 
 SHARES = [0.0, 0.1, 0.2, 0.3, 0.4]
 NUM_DRAWS = 60
@@ -101,6 +107,19 @@ def _draw_parts(seed: int, *, alike: float) -> tuple[list[Numbers], list[Numbers
         sets.append((at + part + rng.normal(0, np.sqrt(1 - alike), at.shape)).ravel())
         groups.append(np.repeat(np.arange(len(at)), 10))
     return sets, groups, float(wrong.mean())
+
+
+@pytest.mark.parametrize("num_known", [MIN_KNOWN - 1, MIN_KNOWN])
+def test_a_few_known_images_that_are_far_away_are_enough(num_known: int) -> None:
+    rng = np.random.default_rng(0)
+    training = [*rng.normal(0, 1, 400), *rng.normal(50, 1, 100)]
+    found = estimate_contamination(
+        training, rng.normal(0, 1, 100), rng.normal(50, 1, num_known), seed=0
+    )
+    if num_known < MIN_KNOWN:
+        assert found.estimate is None
+    else:
+        assert found.estimate == pytest.approx(0.2, abs=0.08)
 
 
 def test_images_of_one_part_tell_less_than_as_many_of_different_ones() -> None:

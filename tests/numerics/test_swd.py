@@ -151,7 +151,9 @@ def test_order_of_images_that_are_one_patch_does_not_count() -> None:
 def test_a_generator_that_collapsed_is_far_away_but_finite() -> None:
     images = _textures(0)
     grey = torch.full_like(images, 0.3)
-    assert min(_distances(images, grey).values()) > 500
+    distances = [*_distances(images, grey).values()]
+    assert min(distances) > 500
+    assert np.isfinite(distances).all()
 
 
 def test_the_global_random_state_is_left_alone() -> None:

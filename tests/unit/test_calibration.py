@@ -72,8 +72,6 @@ def test_half_of_the_parts_choose_the_score_and_the_others_decide() -> None:
 @pytest.mark.parametrize(
     ("num_normal", "num_abnormal", "settings"),
     [
-        (20, 1, {}),
-        (20, 0, {}),
         (1, 2, {"inspect.false_positive_rate": 0.4}),
         (6, 4, {"inspect.false_positive_rate": 0.05}),
         (20, 7, {"search.statistic": "mean"}),
@@ -84,6 +82,16 @@ def test_nobody_chooses_where_too_few_would_decide(
 ) -> None:
     table = _parts(num_normal, num_abnormal, images=2)
     assert not choosing(load_config(None, settings), table).any()
+
+
+@pytest.mark.parametrize("num_abnormal", [0, 1])
+def test_normal_parts_alone_fix_the_scales_where_defects_cannot_be_halved(
+    num_abnormal: int,
+) -> None:
+    table = _parts(20, num_abnormal, images=2)
+    chosen = table["group"][choosing(load_config(None, {}), table)]
+    assert chosen.nunique() == 10
+    assert chosen.str.startswith("n").all()
 
 
 def test_calibration_keeps_the_false_positive_rate_on_its_own_images() -> None:
