@@ -20,7 +20,7 @@ help: ## Show the targets and the variables
 demo: $(STAMP) ## Train and judge the method and its baseline on real digits, in about ten minutes
 	$(BIN)/python -m cluster demo
 
-test: $(STAMP) ## Run all tests; select with PYTEST_ARGS='-k search'
+test: $(STAMP) ## Run all tests but those marked faults and slow; select with PYTEST_ARGS='-k search'
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-faults: $(STAMP) ## Kill, cut and starve real training runs, in about half an hour

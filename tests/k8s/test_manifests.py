@@ -15,7 +15,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.cli import parse
-from cluster.config import Config, load_config
+from cluster.config import PRESETS, Config, load_config
 from cluster.serve import build
 from tests.k8s.schema import validate
 
@@ -83,11 +83,14 @@ def test_a_mistake_is_caught(
         validate(manifest)
 
 
-def test_the_jobs_are_train_tune_and_inspect(
+def test_there_is_a_job_for_each_command_and_it_has_room(
     jobs: list[Manifest], manifests: list[Manifest], tmp_path: Path
 ) -> None:
     run_yaml = tmp_path / "run.yaml"
     run_yaml.write_text(_config_map(manifests)["data"]["run.yaml"], encoding="utf-8")
+    # What each of them has many of.
+    needed = {"train": "num_workers", "tune": "num_workers", "inspect": "num_actors"}
+    needed |= {"audit": "num_actors", "evaluate": None, "report": None}
     commands = {}
     for job in jobs:
         words = shlex.split(job["spec"]["entrypoint"].replace(CONFIG_PATH, str(run_yaml)))
@@ -95,9 +98,32 @@ def test_the_jobs_are_train_tune_and_inspect(
         command, config = parse(words[3:])
         commands[command] = job["metadata"]["name"]
         assert config.run.dir.startswith("s3://"), "a pod's own disk dies with the pod"
-        num_needed = max(config.cluster.num_workers, config.cluster.num_actors)
-        _assert_fits(config, job["spec"]["rayClusterSpec"], num_needed)
-    assert commands == {name: f"blemish-{name}" for name in ("train", "tune", "inspect")}
+        field = needed[command]
+        _assert_fits(
+            config, job["spec"]["rayClusterSpec"], getattr(config.cluster, field) if field else 0
+        )
+    assert commands == {name: f"blemish-{name}" for name in needed}
+
+
+def test_each_job_and_the_endpoint_can_be_applied_alone_with_the_settings(
+    jobs: list[Manifest], service: Manifest, manifests: list[Manifest]
+) -> None:
+    """`kubectl apply -l` leaves all else as it is; applying suspends."""
+    components = [
+        each["metadata"]["labels"]["app.kubernetes.io/component"]
+        for each in [*jobs, service, _config_map(manifests)]
+    ]
+    names = [job["metadata"]["name"].removeprefix("blemish-") for job in jobs]
+    assert components == [*names, "serve", "settings"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_run_says_all_that_its_preset_says(overlay: str) -> None:
+    """What is left out would be a default, which is sized for no resolution in particular."""
+    run = yaml.safe_load((K8S / "overlays" / overlay / "run.yaml").read_text(encoding="utf-8"))
+    preset = yaml.safe_load(PRESETS[str(run["networks"]["resolution"])].read_text(encoding="utf-8"))
+    for section, fields in preset.items():
+        assert not fields.keys() - run[section].keys(), section
 
 
 def test_the_endpoint_finds_its_application_and_room(
@@ -211,8 +237,11 @@ def _pods(manifests: list[Manifest]) -> Iterator[Manifest]:
 
 
 def _assert_fits(config: Config, spec: Manifest, num_needed: int) -> None:
-    """Every worker, actor or replica finds its CPUs and GPUs in the cluster."""
+    """Every worker, actor or replica finds its CPUs and GPUs on the workers' nodes."""
+    # Or one could be left without its whole node, see `tune.study`.
+    assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     (group,) = spec["workerGroupSpecs"]
+    assert group["replicas"] == (num_needed and group["maxReplicas"])
     limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
     for name, amount in (
         ("cpu", config.cluster.cpus_per_worker),

@@ -137,3 +137,11 @@ def _imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             modules.add(node.module.split(".")[0])
     return modules
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_readme_names_every_module(package: str) -> None:
+    words = set((ROOT / "README.md").read_text(encoding="utf-8").split("## The tree")[1].split())
+    modules = {path.name for path in (ROOT / package).glob("[!_]*.py")}
+    folders = {f"{path.parent.name}/" for path in (ROOT / package).glob("*/__init__.py")}
+    assert not (modules | folders) - {word.strip(":,") for word in words}
