@@ -12,7 +12,9 @@ from tests.jobs import ROOT, run_cli
 
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "k8s/README.md", *ROOT.glob("docs/*.md")])
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_COMMAND = re.compile(r"python -m cluster ([a-z]+)((?: [^`\n#]*)?)")
+_COMMAND = re.compile(r"python -m cluster ([a-z]+)((?: [^`\n#\"]*)?)")
+# Files that a reader has and a test has not.
+_OF_THE_READER = re.compile(r"run\.yaml|/etc/blemish/run\.yaml|s3://.*/best\.yaml")
 
 
 def _commands(document: Path) -> list[list[str]]:
@@ -27,8 +29,8 @@ def test_commands_are_accepted_by_the_command_line(
     monkeypatch.chdir(ROOT)
     (tmp_path / "run.yaml").write_text("")
     for words in _commands(document):
-        # The one placeholder a reader replaces by a file of their own.
-        words = [str(tmp_path / "run.yaml") if word == "run.yaml" else word for word in words]
+        own = str(tmp_path / "run.yaml")
+        words = [own if _OF_THE_READER.fullmatch(word) else word for word in words]
         if {"--help", "--print-config"} & set(words):
             with pytest.raises(SystemExit) as stop:
                 parse(words)
