@@ -17,6 +17,7 @@ from gan.evidence import map_names, term_names
 from gan.fusion import Fusion, fit_fusion
 from gan.model import Architecture
 from gan.thresholds import (
+    NEED_ABNORMAL,
     RULES,
     Rule,
     Thresholds,
@@ -26,7 +27,7 @@ from gan.thresholds import (
     num_escaping,
 )
 
-_HALVED = "; as many choose the score, all are left with search.statistic mean or window"
+_HALVED = "; others may have chosen the score: search.statistic mean or window leaves all"
 _LEAST_NORMALS = 2
 """Normal images without which a score has no scale."""
 _MAP_SHARE = 0.05
@@ -55,10 +56,10 @@ def choosing(config: Config, table: pd.DataFrame) -> NDArray[np.bool_]:
     for names in (with_defect, set(groups) - with_defect):
         half.update(sorted(names, key=_digest)[1::2])
     chosen = np.asarray(groups.isin(half), dtype=np.bool_)
-    enough = is_normal[chosen].sum() >= _LEAST_NORMALS and is_normal[
-        ~chosen
-    ].sum() >= needed_images(config.inspect.false_positive_rate)
-    return chosen & bool(enough and config.search.statistic == "fused")
+    num_choosing, num_deciding = (is_normal[side].sum() for side in (chosen, ~chosen))
+    needed = needed_images(config.inspect.false_positive_rate)
+    enough = bool(num_choosing >= _LEAST_NORMALS and num_deciding >= needed)
+    return chosen & (enough and config.search.statistic == "fused")
 
 
 def _digest(name: str) -> bytes:
@@ -253,7 +254,8 @@ def _fit_all(
             )
         except ValueError as error:
             if rule == config.inspect.threshold:
-                fused = config.search.statistic == "fused" and len(abnormal_scores) > 0
+                lacks_normals = len(abnormal_scores) > 0 or rule not in NEED_ABNORMAL
+                fused = config.search.statistic == "fused" and lacks_normals
                 raise UserError(
                     f"cannot decide by inspect.threshold={rule} on {config.data.uri}: {error}"
                     + (_HALVED if fused else "")

@@ -22,7 +22,7 @@ MEANINGS = {
     "train/loss_g": "loss of G",
     "train/r1": "mean squared gradient of D's logit at training images",
     "train/logit_real": "mean logit of D on training images; above 0 means taken for real",
-    "train/sign_real": "mean sign of logit + log(gamma) there; near 1 D has begun to know them by heart",
+    "train/sign_real": "mean sign of logit + log(gamma) there; near 1 D knows them by heart",
     "train/logit_fake": "mean logit of D on generated images",
     "train/logit_abnormal": "mean logit of D on known abnormal images",
     "train/augment_probability": "probability of each of augment.transforms",

@@ -105,6 +105,23 @@ def test_calibration_keeps_the_false_positive_rate_on_its_own_images() -> None:
 
 
 @pytest.mark.parametrize(
+    ("rule", "statistic", "has_hint"),
+    [
+        ("false_positive_rate", "fused", True),
+        ("false_positive_rate", "mean", False),
+        ("zero_escape", "fused", False),
+    ],
+)
+def test_too_few_normals_for_a_rule_are_told_where_others_may_have_chosen(
+    rule: str, statistic: str, has_hint: bool
+) -> None:
+    config = load_config(None, {"inspect.threshold": rule, "search.statistic": statistic})
+    with pytest.raises(UserError, match=f"inspect.threshold={rule}") as told:
+        fit_calibration(config, _validation(NORMAL[:5], []))
+    assert ("others may have chosen the score" in str(told.value)) == has_hint
+
+
+@pytest.mark.parametrize(
     ("rule", "low", "high"),
     [
         ("false_positive_rate", NORMAL[94], NORMAL[95]),
