@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.errors import UserError
-from data.errors import DataError, StoreUnavailableError
+from data.errors import DataError, StoreError
 from data.store import Store
 
 SCHEMA_VERSION = 2
@@ -162,7 +162,7 @@ class CheckpointStore:
 
         Raises:
             RefusedError: If it is not such a one.
-            StoreUnavailableError: If the store does not answer.
+            StoreError: If the store does not answer or refuses.
         """
         manifest = self._manifest(name)
         for key, wanted in self._identity.items():
@@ -217,10 +217,10 @@ class CheckpointStore:
 
 @contextlib.contextmanager
 def _refusing_lost() -> Iterator[None]:
-    """Refuse what cannot be read, but not because of a store that does not answer now."""
+    """Refuse what cannot be read, but not because of a store that does not answer or refuses."""
     try:
         yield
-    except StoreUnavailableError:
+    except StoreError:
         raise
     except DataError as error:
         raise RefusedError(str(error)) from None

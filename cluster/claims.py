@@ -50,6 +50,11 @@ def check_dataset(config: Config, index: DatasetIndex) -> None:
             "has none in train-abnormal; set objective.alpha=0 or add some"
         )
     splits: tuple[Split, ...] = ("train-normal", "train-abnormal")
+    if not index.num_samples("train-normal"):
+        raise UserError(
+            f"{uri} has no image in train-normal; pack again and say what is normal "
+            "(pack.normal_kinds, or the labels and splits of a table)"
+        )
     for split in splits if config.objective.alpha > 0 else splits[:1]:
         if index.num_samples(split) < config.cluster.num_workers:
             raise UserError(

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from cluster.page import fill
 from data.dataset import DatasetIndex
-from data.errors import DataError, StoreUnavailableError
+from data.errors import DataError, StoreError
 from data.intensity_fit import fitted
 from data.item import Item, Picture
 from data.pack import cut_picture, is_contaminant
@@ -79,7 +79,7 @@ def write_preview(store: Store, plan: Plan) -> str:
     per split and label, read from the source and cut as packing would.
 
     Raises:
-        StoreUnavailableError: If source or destination cannot be reached.
+        StoreError: If source or destination cannot be reached or refuses.
     """
     index = packed_index(store, plan)
     groups = list(_packed_groups(store, index) if index else _planned_groups(fitted(plan)))
@@ -105,7 +105,7 @@ def _planned_groups(plan: Plan) -> Iterator[Group]:
                 break
             try:
                 group.images.append(_shown(unit, item, plan))
-            except StoreUnavailableError:
+            except StoreError:
                 raise
             except DataError as error:
                 group.unusable.append((item.source, str(error)))

@@ -10,7 +10,11 @@ class DataError(ValueError):
     """
 
 
-class StoreUnavailableError(DataError):
+class StoreError(DataError):
+    """A store or a disk refuses or fails in a way that says nothing about the data in it."""
+
+
+class StoreUnavailableError(StoreError):
     """A store does not answer, breaks off or is overloaded: the same request may succeed later."""
 
 
@@ -25,4 +29,4 @@ def disk_error(action: str, error: OSError) -> DataError:
     a server that does not answer, or too many open files, does not.
     """
     lost = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EIO)
-    return (LostDataError if lost else DataError)(f"{action} failed: {error.strerror}")
+    return (LostDataError if lost else StoreError)(f"{action} failed: {error.strerror}")

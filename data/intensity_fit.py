@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from data.errors import DataError, StoreUnavailableError
+from data.errors import DataError, StoreError
 from data.intensity import centre_and_spread
 from data.item import Item
 from data.pack_records import INTENSITY_NAME
@@ -38,7 +38,7 @@ def fitted(plan: Plan, store: Store | None = None) -> Plan:
         store: where the scale is kept for a later run; None keeps it nowhere.
 
     Raises:
-        StoreUnavailableError: if the source cannot be reached.
+        StoreError: if the source cannot be reached or refuses.
         DataError: if there is no usable picture in train-normal.
     """
     if plan.settings.intensity != "dataset":
@@ -83,7 +83,7 @@ def _scale(item: Item) -> tuple[float, float] | None:
     """Return centre and spread of a picture; None for one that packing will quarantine."""
     try:
         return centre_and_spread(item.read()[0])
-    except StoreUnavailableError:
+    except StoreError:
         raise
     except DataError:
         return None

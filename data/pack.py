@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from data.dataset import DatasetIndex
 from data.duplicates import perceptual_hash
-from data.errors import DataError, StoreUnavailableError
+from data.errors import DataError, StoreError
 from data.intensity import standardised
 from data.intensity_fit import fitted
 from data.item import Item, Picture
@@ -212,8 +212,7 @@ def pack_unit(unit: Unit, store: Store, settings: PackSettings, plan: str) -> Un
         plan: digest of the plan the unit belongs to.
 
     Raises:
-        StoreUnavailableError: if the source or the destination cannot be reached.
-        DataError: if the destination refuses.
+        StoreError: if the source or the destination cannot be reached or refuses.
     """
     shards = UnitShards(unit, store, settings)
     images, bad = [], []
@@ -223,8 +222,8 @@ def pack_unit(unit: Unit, store: Store, settings: PackSettings, plan: str) -> Un
             picture = item.read()
             contaminates = is_contaminant(item, picture[1], unit)
             samples = cut_picture(item, picture, settings, is_contaminant=contaminates)
-        # That a store does not answer says nothing about the image.
-        except StoreUnavailableError:
+        # That a store does not answer or refuses says nothing about the image.
+        except StoreError:
             raise
         except DataError as error:
             row = BadImage(source=item.source, key=item.key, split=unit.split, reason=str(error))

@@ -39,6 +39,12 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
         DataError: if too many images are bad, none is left or normal, or their channels differ.
     """
     by_name = load_records(store, plan)
+    if missing := [unit.name for unit in plan.units if unit.name not in by_name]:
+        raise DataError(
+            f"{len(missing)} of {len(plan.units)} units were packed, but {store.uri} does not hold "
+            f"them (say {missing[0]}): another pack writes there, or the folder is not shared by "
+            "all nodes; give data.uri a place that all nodes share, and run the same command again"
+        )
     records = [by_name[unit.name] for unit in plan.units]
     _check_complete(plan, records)
     save_rows(store, QUARANTINE_NAME, [row.model_dump() for r in records for row in r.bad])

@@ -178,7 +178,5 @@ def _digest_in(store: Store) -> str | None:
 
 def _is_whole(store: Store, index: DatasetIndex) -> bool:
     """Whether every shard is there with its size; one listing, no shard is read."""
-    filesystem, root = store.filesystem()
-    found = filesystem.find(root, detail=True)
-    sizes = {str(path).removeprefix(root).lstrip("/"): row["size"] for path, row in found.items()}
+    sizes = store.sizes()
     return all(sizes.get(shard.path) == shard.bytes for shard in index.shards)

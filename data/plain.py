@@ -1,6 +1,6 @@
 """Images as they lie in a folder or bucket, or come one by one, inspected without being packed."""
 
-from data.errors import DataError, StoreUnavailableError
+from data.errors import DataError, StoreError
 from data.formats import read_picture
 from data.importers.files import file_item, is_image, keys_for
 from data.item import ImportOptions, Item, unique_keys
@@ -55,14 +55,14 @@ def read_plain(unit: Unit, preparation: Preparation) -> ShardContents:
     """Read and prepare each image of a unit; one that cannot be used is accounted for.
 
     Raises:
-        StoreUnavailableError: if the store does not answer: that says nothing about an image.
+        StoreError: if the store does not answer or refuses: that says nothing about an image.
     """
     settings = _settings(preparation)
     samples, damage = [], []
     for item in unit.items:
         try:
             samples += cut_picture(item, item.read(), settings)
-        except StoreUnavailableError:
+        except StoreError:
             raise
         except DataError as error:
             damage.append(Damage(item.key, str(error), item.source))

@@ -16,6 +16,8 @@ from data.shard_cache import ShardCache
 from data.shard_file import ShardFile
 
 _MOST_OPEN = 512
+_DELETED_SHARE = 8
+"""Of the cache's limit, so many parts may lie in shards that it deleted and a reader has open."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,9 @@ class SplitReader:
     """The images of one split at one resolution, by their number in the endless reading order.
 
     A shard whose bytes are not those of `dataset.json` is lost as a whole. The place of a lost
-    image is taken by the next one in its shard, or in the next shard, that can be read: the same on
-    every rank and after every restart. An image whose mask is asked for and damaged is lost, too.
+    image is taken by the next one in its shard that can be read, or, where the whole shard is lost,
+    by the one at the same place of the next shard: the same on every rank and after every restart.
+    An image whose mask is asked for and damaged is lost, too.
 
     Args:
         cache: opens the shards.
@@ -105,6 +108,8 @@ class SplitReader:
         self._max_bad_fraction = max_bad_fraction
         self._open: OrderedDict[int, ShardFile] = OrderedDict()
         self._lost: set[tuple[int, int]] = set()
+        self._lost_shards: set[int] = set()
+        self._most_deleted_bytes = cache.limit_bytes // _DELETED_SHARE
 
     def fetch(self, shard: int) -> None:
         """Bring a shard to this machine; what is wrong with it is told when it is read."""
@@ -170,9 +175,13 @@ class SplitReader:
                 self._lose(shard, sample, str(error))
 
     def _next(self, shard: int, sample: int) -> tuple[int, int]:
+        following = (shard + 1) % len(self.shards)
+        if shard in self._lost_shards:
+            # Spread over the next shard: its first image must not stand for them all.
+            return following, sample % self.shards[following].samples
         if sample + 1 < self.shards[shard].samples:
             return shard, sample + 1
-        return (shard + 1) % len(self.shards), 0
+        return following, 0
 
     def _file(self, shard: int) -> ShardFile | None:
         """Open a shard, or note that it is lost."""
@@ -185,14 +194,27 @@ class SplitReader:
         except LostDataError as error:
             self._lose(shard, None, str(error))
             return None
+        self._close_unused()
         self._open[shard] = file
-        if len(self._open) > _MOST_OPEN:
-            self._open.popitem(last=False)[1].close()
         return file
+
+    def _close_unused(self) -> None:
+        """Make room for one more open file, and free the space of those the cache has deleted."""
+        while len(self._open) >= _MOST_OPEN:
+            self._open.popitem(last=False)[1].close()
+        deleted = [shard for shard, file in self._open.items() if file.is_deleted]
+        num_bytes = sum(self.shards[shard].bytes for shard in deleted)
+        for shard in deleted:
+            if num_bytes <= self._most_deleted_bytes:
+                return
+            self._open.pop(shard).close()
+            num_bytes -= self.shards[shard].bytes
 
     def _lose(self, shard: int, sample: int | None, reason: str) -> None:
         info = self.shards[shard]
         places = range(info.samples) if sample is None else (sample,)
+        if sample is None:
+            self._lost_shards.add(shard)
         self._lost.update((shard, place) for place in places)
         self.losses.append(Loss(info.path, sample, len(places), reason))
         lost, total = len(self._lost), self.order.num_samples

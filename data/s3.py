@@ -1,5 +1,6 @@
 """S3 as the store uses it: where it is, one client a process, and what its failures mean."""
 
+import errno
 import functools
 import os
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 
-from data.errors import DataError, LostDataError, StoreUnavailableError
+from data.errors import DataError, LostDataError, StoreError, StoreUnavailableError
 
 # Each request is tried twice by botocore and twice by s3fs: a silent host costs about 4 * 3 s.
 ATTEMPTS = 2
@@ -39,6 +40,9 @@ FAILURES = (OSError, BotoCoreError, ClientError, aiohttp.ClientError)
 _UNREACHABLE = (EndpointConnectionError, ConnectTimeoutError, ReadTimeoutError, TimeoutError)
 _BROKEN_OFF = (HTTPClientError, IncompleteReadError, ResponseStreamingError, aiohttp.ClientError)
 _REFUSED = (PermissionError, NoCredentialsError, PartialCredentialsError)
+_EXPIRED = ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
+_OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ELOOP)
+"""What a local disk says of one file; anything else, say too many open files, is said of all."""
 _ENVIRONMENT = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -108,11 +112,15 @@ def explain(action: str, url: str, error: BaseException) -> DataError:
     elif isinstance(error, _UNREACHABLE):
         endpoint = endpoint_url() or "not set (AWS itself)"
         fix = f"check that the server is up and AWS_ENDPOINT_URL, now {endpoint}"
+    elif _code(error) in _EXPIRED:
+        fix = "renew the credentials (AWS_SESSION_TOKEN) and run the command again"
     elif isinstance(error, _REFUSED) or status == _FORBIDDEN:
         fix = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
     else:
         fix = "check AWS_ENDPOINT_URL, AWS_DEFAULT_REGION and the bucket"
-    kind = StoreUnavailableError if _is_passing(error, status) else DataError
+    kind: type[DataError] = StoreUnavailableError if _is_passing(error, status) else StoreError
+    if not url.startswith("s3://") and getattr(error, "errno", None) in _OF_THE_FILE:
+        kind = DataError
     return kind(f"{action} {url} failed: {_reason(error)}; {fix}")
 
 
@@ -133,10 +141,13 @@ def _status(error: BaseException) -> int:
     return int(_response(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
+def _code(error: BaseException) -> str:
+    return str(_response(error).get("Error", {}).get("Code", ""))
+
+
 def _reason(error: BaseException) -> str:
     """The server's words, or its code where it sends none."""
-    told = _response(error).get("Error", {})
-    code, message = str(told.get("Code", "")), str(told.get("Message") or "")
+    code, message = _code(error), str(_response(error).get("Error", {}).get("Message") or "")
     if code:
         return f"{code} {message}".strip()
     return " ".join(str(error).split()) or type(error).__name__

@@ -4,6 +4,7 @@ The cache folder is shared by all processes of a machine. A shard's file is name
 appears whole, by a rename, after its digest was checked; it is checked once more by each process
 that finds it there. A lock file lets one process fetch a shard while the others wait for it. When
 the folder is full, the files used longest ago go first; whoever has one open reads on undisturbed.
+Files of other names are left alone.
 """
 
 import fcntl
@@ -26,6 +27,8 @@ from data.patience import resumed
 from data.store import Store
 
 _HASH_BYTES = 2**20
+_NAME_CHARACTERS = 64
+_UNFINISHED = ".blemish-"
 _SAME_OUTAGE_S = 5.0
 
 
@@ -130,7 +133,7 @@ class ShardCache:
             if target.exists():
                 return self._open_kept(target, shard)
             # Whoever wrote these held the lock, so they belong to a process that is gone.
-            for orphan in self._folder.glob(f"{bucket}-*.part"):
+            for orphan in self._folder.glob(f"{_UNFINISHED}{bucket}-*.part"):
                 orphan.unlink(missing_ok=True)
             return self._download(target, shard)
 
@@ -142,7 +145,7 @@ class ShardCache:
                 f"{self.limit_bytes} bytes; raise data.cache_gib or pack smaller shards"
             )
         handle, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f"{shard.sha256[:2]}-", suffix=".part"
+            dir=target.parent, prefix=f"{_UNFINISHED}{shard.sha256[:2]}-", suffix=".part"
         )
         try:
             # Buffered: a plain write to a disk that is nearly full may keep a part and say nothing.
@@ -184,7 +187,7 @@ class ShardCache:
         """Delete the files used longest ago until `incoming_bytes` more fit."""
         assert self._folder
         kept = []
-        for path in self._folder.glob("*.tar"):
+        for path in self._folder.glob(f"{'[0-9a-f]' * _NAME_CHARACTERS}.tar"):
             try:
                 facts = path.stat()
             except FileNotFoundError:

@@ -63,6 +63,11 @@ class ShardFile:
         _, mask = self._places[sample]
         return self._read(mask) if mask else None
 
+    @property
+    def is_deleted(self) -> bool:
+        """Whether the file has no name any more and only keeps its space."""
+        return os.fstat(self._file.fileno()).st_nlink == 0
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()

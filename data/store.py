@@ -145,6 +145,15 @@ class Store:
         with self._reaching("looking for", path) as (filesystem, location):
             return int(filesystem.info(location)["size"])
 
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes of all objects at any depth by their names, bytes."""
+        with self._reaching("listing", "") as (filesystem, location):
+            found = filesystem.find(location, detail=True)
+        return {
+            str(name).removeprefix(location).lstrip("/"): int(row["size"])
+            for name, row in found.items()
+        }
+
     def list(self, prefix: str = "", suffix: str = "") -> list[str]:
         """Return the sorted names, relative to the store, of all objects at any depth.
 
@@ -200,26 +209,42 @@ class Store:
             raise explain(action, url, error) from error
 
 
-def _files_below(folder: str, above: tuple[str, ...] = ()) -> Iterator[str]:
-    """Yield all files at any depth, and those in folders elsewhere that links lead to.
+def _files_below(folder: str) -> Iterator[str]:
+    """Yield all files at any depth, and those elsewhere that links lead to.
+
+    Links that lead to what is listed anyway are left out, so that no image stands there twice.
 
     Raises:
         OSError: where a folder cannot be listed; one that is not there holds nothing.
     """
-    real = os.path.realpath(folder)
+    yield from _walk(folder, [os.path.realpath(folder)], set())
+
+
+def _walk(folder: str, roots: list[str], entered: set[str]) -> Iterator[str]:
+    """Yield the files below a folder, without those below the roots that links lead to."""
+    entered.add(os.path.realpath(folder))
     try:
         with os.scandir(folder) as listed:
-            entries = list(listed)
+            # What a link leads to may lie beside it.
+            entries = sorted(listed, key=lambda entry: (entry.is_symlink(), entry.name))
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in entries:
         # Every disk has it at its root, and only root may look inside.
         if entry.name == "lost+found":
             continue
-        if not _is_folder(entry):
+        is_folder, real = _is_folder(entry), entry.path
+        if is_folder or entry.is_symlink():
+            real = os.path.realpath(entry.path)
+        if entry.is_symlink() and os.path.exists(real):
+            if any(f"{real}/".startswith(f"{root.rstrip('/')}/") for root in roots):
+                continue
+            if is_folder:
+                roots.append(real)
+        if not is_folder:
             yield entry.path
-        elif not entry.is_symlink() or not _is_known(entry.path, (*above, real)):
-            yield from _files_below(entry.path, (*above, real))
+        elif real not in entered:
+            yield from _walk(entry.path, roots, entered)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -229,12 +254,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     # A link that leads to itself, or to where nobody may look.
     except OSError:
         return False
-
-
-def _is_known(link: str, above: tuple[str, ...]) -> bool:
-    """Whether a link leads to a place that is listed anyway, or back up."""
-    real = os.path.realpath(link)
-    return real in above or f"{real}/".startswith(f"{above[0]}/")
 
 
 def _file_chunks(path: Path, start: int, length: int | None) -> Iterator[bytes]:

@@ -1,5 +1,6 @@
 """Find the images people have, in the layout they have them, without reading them yet."""
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -28,6 +29,10 @@ _IMPORTERS: dict[str, Callable[..., list[Item]]] = {
     "caltech256": caltech256.items,
 }
 _LISTED = {"folders", "mvtec", "webdataset", "caltech256"}
+_KNOWS_NORMAL = {"mvtec", "ir-mnist", "caltech256"}
+"""Formats that say themselves which images are normal."""
+_log = logging.getLogger(__name__)
+_SHOWN = 20
 _LOOKED_FOR = (
     "*.tar (webdataset); train-images-idx3-ubyte[.gz] (mnist); train/good/ and test/ (mvtec); "
     "001.<category>/ and <number>.clutter/ (caltech256); normal/ or good/ or a folder of "
@@ -52,15 +57,50 @@ def import_items(source: str, format: str, options: ImportOptions, **settings: A
         raise DataError(f"format={format!r} is not one of {', '.join(FORMATS)}")
     if format == "table" or (format == "auto" and source.lower().endswith(table.SUFFIXES)):
         folder, _, name = Store(source).uri.rpartition("/")
-        return table.items(Store(folder or "/"), options, table=name, **settings)
+        found = table.items(Store(folder or "/"), options, table=name, **settings)
+        return _with_kinds(found, options, source)
     store = Store(source)
-    names: list[str] | None = None
+    names = store.list() if format == "auto" or format in _LISTED else []
     if format == "auto":
-        names = store.list()
         format = _detect(store, names, options)
+    if options.normal_kinds and format in _KNOWS_NORMAL:
+        raise DataError(
+            f"normal_kinds={list(options.normal_kinds)} has no meaning for the format {format}, "
+            "which says itself what is normal; leave it out, or name another format"
+        )
     if format in _LISTED:
         settings["names"] = names
-    return _IMPORTERS[format](store, options, **settings)
+    found = _IMPORTERS[format](store, options, **settings)
+    if format in _LISTED - {"webdataset"}:
+        _tell_of_others([name for name in names if not is_image(name)], source)
+    return found if format == "mnist" else _with_kinds(found, options, source)
+
+
+def _with_kinds(found: list[Item], options: ImportOptions, source: str) -> list[Item]:
+    """The items, if every kind called normal is among them: one misspelt would train as a defect.
+
+    Raises:
+        DataError: naming one that is not.
+    """
+    kinds = {item.kind for item in found}
+    unknown = next((kind for kind in options.normal_kinds if kind not in kinds), None)
+    if unknown is not None:
+        shown = ", ".join(sorted(kinds)[:_SHOWN])
+        raise DataError(
+            f"normal_kinds has {unknown!r}, of which {source} has no image; it has {shown}"
+        )
+    return found
+
+
+def _tell_of_others(names: Sequence[str], source: str) -> None:
+    """Say how many files are left out because their names are not those of images."""
+    if names:
+        _log.warning(
+            "%d files of %s are no images by their names, such as %s: left out",
+            len(names),
+            source,
+            names[0],
+        )
 
 
 def _detect(store: Store, names: Sequence[str], options: ImportOptions) -> str:

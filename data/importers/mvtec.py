@@ -95,10 +95,12 @@ def _check(store: Store, found: list[str], images: list[str], masks: set[str]) -
     strange = next((name for name in images if len(PurePosixPath(name).parts) != 3), None)
     if strange:
         raise DataError(f"{store.url(strange)} lies in no defect's folder; move it into one")
-    others = set(found) - set(images) - masks
-    unknown = min((name for name in others if name.startswith("train/")), default=None)
+    unknown = min(set(found) - set(images) - masks, default=None)
     if unknown:
-        raise DataError(f"{store.url(unknown)} is not in {_TRAIN}; only good images are trained on")
+        raise DataError(
+            f"{store.url(unknown)} is in none of {_TRAIN}, {_TEST} and {_MASKS}; only good images "
+            "are trained on, and validation is drawn from them: move it or take it out"
+        )
     orphans = sorted(masks - {_mask_of(name) for name in images})
     if orphans:
         raise DataError(

@@ -127,7 +127,8 @@ def _parquet_rows(payload: bytes, url: str) -> Iterator[list[object]]:
         yield list(names)
         for batch in file.iter_batches():
             yield from ([row[name] for name in names] for row in batch.to_pylist())
-    except pa.ArrowException as error:
+    # A page that does not unpack is an OSError, a text in it that is no UTF-8 a ValueError.
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{url} is no readable Parquet file: {error}") from error
 
 
@@ -169,6 +170,8 @@ def _locations(store: Store, url: str, rows: list[_Row], column: str) -> list[Lo
 
 
 def _location(store: Store, value: str) -> Location:
+    if value.rpartition("/")[2] in ("", ".", ".."):
+        raise DataError(f"{value!r} is a folder; give the file")
     if "://" not in value and not value.startswith("/"):
         if ".." in value.split("/"):
             raise DataError(

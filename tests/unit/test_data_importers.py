@@ -95,6 +95,27 @@ def test_normal_folders_may_have_any_name_and_lie_deeper(tmp_path: Path) -> None
         folders.items(store, PLAIN)
 
 
+def test_a_misspelt_normal_kind_is_named(tmp_path: Path) -> None:
+    """Its images would train as defects."""
+    store = written(tmp_path, "ok/1.png", "fine/1.png", "dent/1.png")
+    options = ImportOptions(normal_kinds=("ok", "Fine"))
+    with pytest.raises(DataError, match=r"'Fine', of which .* has no image; it has dent, fine, ok"):
+        import_items(store.uri, "auto", options)
+
+
+def test_files_left_out_for_their_names_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = written(tmp_path, "good/1.png", "dent/1.png")
+    import_items(store.uri, "auto", PLAIN)
+    assert not caplog.records
+    for name in ("dent/2.jp2", "good/2.gif"):
+        store.write_bytes(name, b"")
+    assert len(import_items(store.uri, "auto", PLAIN)) == 2
+    assert "2 files of" in caplog.text
+    assert "such as dent/2.jp2: left out" in caplog.text
+
+
 def test_images_with_one_stem_get_keys_of_their_own(tmp_path: Path) -> None:
     store = written(tmp_path, "good/1.png", "good/1.bmp", "good/Teil 1 ä.png")
     items = folders.items(store, PLAIN)
@@ -158,6 +179,15 @@ def test_mvtec_refuses_what_it_cannot_place(mvtec_store: Store) -> None:
     mvtec_store.write_bytes("train/cut/000.png", grey(1))
     with pytest.raises(DataError, match="only good images"):
         mvtec.items(mvtec_store, PLAIN)
+    mvtec_store.delete("train/cut/000.png")
+    mvtec_store.write_bytes("validation/good/000.png", grey(1))
+    with pytest.raises(DataError, match=r"validation/good/000\.png is in none of train/good/"):
+        mvtec.items(mvtec_store, PLAIN)
+    mvtec_store.delete("validation/good/000.png")
+    with pytest.raises(
+        DataError, match=r"normal_kinds=\['cut'\] has no meaning for the format mvtec"
+    ):
+        import_items(mvtec_store.uri, "auto", ImportOptions(normal_kinds=("cut",)))
 
 
 # --- Caltech-256 ---

@@ -98,15 +98,37 @@ def test_columns_may_have_other_names_and_kinds_give_labels(tmp_path: Path) -> N
         ("image,label,split\na.png,abnormal,train-normal\n", r"abnormal cannot be in train-normal"),
         ("image,split\na.png,train-abnormal\n", r"unlabelled cannot be in train-abnormal"),
         ("image,group,split\na.png,1,train\nb.png,1,test\n", r"rows 1 and 2: group '1' is in"),
-        ('image\n"a.png', r"no readable CSV|row 1"),
+        *((f"image\n{name}\n", r"row 1: image: .* is a folder") for name in ("/", "./", ".", "a/")),
+        ("image\ns3://bucket/\n", r"row 1: image: .* is a folder"),
     ],
 )
 def test_bad_tables_are_explained(tmp_path: Path, text: str, reason: str) -> None:
-    if text.endswith('"a.png'):
-        assert [item.key for item in imported(tmp_path, text)] == ["a"]
-        return
     with pytest.raises(DataError, match=reason):
         imported(tmp_path, text)
+
+
+def test_a_quote_that_is_not_closed_ends_with_the_table(tmp_path: Path) -> None:
+    assert [item.key for item in imported(tmp_path, 'image\n"a.png')] == ["a"]
+
+
+def test_a_damaged_page_of_a_parquet_file_is_told(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"image": [f"{number:05d}.png" for number in range(2000)]})
+    rows.to_parquet(tmp_path / "parts.parquet", compression="snappy")
+    whole, refused = (tmp_path / "parts.parquet").read_bytes(), 0
+    for start in range(64, 2064, 100):
+        damaged = whole[:start] + b"\xff" * 40 + whole[start + 40 :]
+        (tmp_path / "parts.parquet").write_bytes(damaged)
+        try:
+            import_items(str(tmp_path / "parts.parquet"), "table", PLAIN)
+        except DataError as error:
+            refused += "no readable Parquet" in str(error)
+    assert refused > 5
+
+
+def test_a_misspelt_normal_kind_is_named(tmp_path: Path) -> None:
+    options = ImportOptions(normal_kinds=("okay",))
+    with pytest.raises(DataError, match=r"'okay', of which .* it has dent, ok"):
+        imported(tmp_path, "image,kind\na.png,ok\nb.png,dent\n", options)
 
 
 def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:

@@ -154,6 +154,14 @@ class _Counting:
         return repr(self._read)
 
 
+def test_units_that_others_wrote_elsewhere_are_told(tmp_path) -> None:
+    """As by nodes that have a folder of this name each."""
+    store, plan = Store(str(tmp_path)), _plan([as_item(sample) for sample in SAMPLES])
+    _run(store, plan, limit=2)
+    with pytest.raises(DataError, match=r"3 of 5 units were packed, but .* a place that all nodes"):
+        finish(store, plan, max_bad_fraction=0.0)
+
+
 def test_finished_plan_is_left_alone_unless_a_shard_is_gone_or_cut_off(tmp_path) -> None:
     store = Store(str(tmp_path))
     _pack(SAMPLES, store)

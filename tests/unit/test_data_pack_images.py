@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.dataset import INDEX_NAME
-from data.errors import DataError, StoreUnavailableError
+from data.errors import DataError, StoreError, StoreUnavailableError
 from data.item import Item, Picture
 from data.pack import pack_unit
 from data.pack_finish import finish
@@ -100,9 +100,10 @@ def test_nothing_but_bad_images_is_an_error_whatever_is_tolerated(tmp_path) -> N
         _run(Store(str(tmp_path)), _plan(_items(5, **bad)), max_bad_fraction=1.0)
 
 
-def test_store_that_does_not_answer_is_no_bad_image(tmp_path) -> None:
-    plan = _plan(_items(5, i03=partial(_broken, StoreUnavailableError)))
-    with pytest.raises(StoreUnavailableError):
+@pytest.mark.parametrize("failure", [StoreUnavailableError, StoreError])
+def test_store_that_fails_is_no_bad_image(tmp_path, failure: type[StoreError]) -> None:
+    plan = _plan(_items(5, i03=partial(_broken, failure)))
+    with pytest.raises(failure):
         _run(Store(str(tmp_path)), plan, max_bad_fraction=1.0)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data.dataset import load_index
-from data.errors import DataError, StoreUnavailableError
+from data.errors import DataError, StoreError, StoreUnavailableError
 from data.importers import import_items
 from data.item import ImportOptions
 from data.pack import pack
@@ -123,10 +123,8 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         plain_units(Store(str(tmp_path)), WHOLE, unit_images=4)
 
 
-def test_a_store_that_does_not_answer_says_nothing_about_an_image(folder: Path) -> None:
+@pytest.mark.parametrize("failure", [StoreUnavailableError("silent"), StoreError("expired")])
+def test_a_store_that_fails_says_nothing_about_an_image(folder: Path, failure: StoreError) -> None:
     units, _ = plain_units(Store(str(folder)), WHOLE, unit_images=100)
-    with (
-        patch.object(Store, "read_bytes", side_effect=StoreUnavailableError("no answer")),
-        pytest.raises(StoreUnavailableError),
-    ):
+    with patch.object(Store, "read_bytes", side_effect=failure), pytest.raises(StoreError):
         read_plain(units[0], WHOLE)

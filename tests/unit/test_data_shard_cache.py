@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data import patience, shard_cache
 from data.dataset import ShardInfo
 from data.errors import DataError, LostDataError, StoreUnavailableError
+from data.pack import pack
+from data.reader import SplitReader
+from data.sample import Sample
 from data.shard_cache import ShardCache
 from data.store import Store
 
@@ -143,6 +147,32 @@ def test_the_file_used_longest_ago_goes_first_and_open_ones_are_read_on(remote, 
         file.close()
 
 
+def test_files_of_somebody_else_are_left_alone(remote, tmp_path) -> None:
+    shard = _shard(Path(remote.uri), 1)
+    cache = _cache(remote, tmp_path, limit_bytes=2000)
+    names = ("backup.tar", f"{shard.sha256[:2]}-notes.part", f"{shard.sha256[:-1]}G.tar")
+    for name in names:
+        (tmp_path / "cache" / name).write_bytes(b"mine" * 1000)
+    cache.open(shard).close()
+    cache.open(_shard(Path(remote.uri), 2)).close()
+    assert {path.name for path in (tmp_path / "cache").iterdir()} > set(names)
+    assert not (tmp_path / "cache" / f"{shard.sha256}.tar").exists()
+
+
+def test_deleted_shards_do_not_keep_their_space(remote, tmp_path) -> None:
+    shape, split = (4, 4, 1), "train-normal"
+    images = [np.full(shape, number, np.uint8) for number in range(9)]
+    samples = [Sample(f"{n}", i, "normal", "", f"{n}", "", split) for n, i in enumerate(images)]
+    index = pack(samples, Store(remote.uri), resolution=4, name="n", seed=0, shard_samples=1)
+    cache = _cache(remote, tmp_path, limit_bytes=max(shard.bytes for shard in index.shards))
+    reader = SplitReader(cache, index, split, 4, lanes=1, seed=0)
+    assert len(reader.payloads(range(9))) == 9
+    opened = [path.readlink() for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    reader.close()
+    # The last one, and the one before it, which is closed when another shard is opened.
+    assert len([path for path in opened if path.is_relative_to(tmp_path / "cache")]) <= 2
+
+
 def test_opening_counts_as_use(remote, tmp_path) -> None:
     shards = [_shard(Path(remote.uri), n) for n in range(3)]
     cache = _cache(remote, tmp_path, limit_bytes=2 * 2000)
@@ -210,7 +240,7 @@ def test_downloads_that_end_together_do_not_share_the_same_room(remote, tmp_path
 def test_leftovers_of_a_killed_process_are_removed(remote, tmp_path) -> None:
     shard = _shard(Path(remote.uri), 1)
     cache = _cache(remote, tmp_path)
-    orphan = tmp_path / "cache" / f"{shard.sha256[:2]}-killed.part"
+    orphan = tmp_path / "cache" / f".blemish-{shard.sha256[:2]}-killed.part"
     orphan.write_bytes(b"half")
     cache.open(shard).close()
     assert not orphan.exists()

@@ -4,10 +4,13 @@ import errno
 import os
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
-from data.errors import DataError
+from data.errors import DataError, StoreError, StoreUnavailableError
+from data.s3 import explain
 from data.store import Store
 
 
@@ -116,6 +119,62 @@ def test_linked_folders_are_listed_and_links_back_up_are_not_followed(tmp_path) 
     (tmp_path / "set/good/itself.png").symlink_to("itself.png")
     (tmp_path / "set/lost+found").mkdir()
     assert store.list() == ["dent/lot/b.png", "good/a.png", "good/gone.png", "good/itself.png"]
+
+
+def test_no_file_is_listed_twice_because_of_links(tmp_path) -> None:
+    store, elsewhere = Store(str(tmp_path / "set")), Store(str(tmp_path / "elsewhere"))
+    store.write_bytes("good/a.png", b"1")
+    elsewhere.write_bytes("lot/a/b.png", b"2")
+    elsewhere.write_bytes("single.png", b"3")
+    (tmp_path / "set/dent").symlink_to(tmp_path / "elsewhere/lot")
+    (tmp_path / "elsewhere/lot/c").symlink_to(tmp_path / "elsewhere/lot/a")
+    (tmp_path / "set/good/again.png").symlink_to("a.png")
+    (tmp_path / "set/good/single.png").symlink_to(tmp_path / "elsewhere/single.png")
+    (tmp_path / "set/whole").symlink_to(tmp_path)
+    listed = store.list()
+    assert listed[:3] == ["dent/a/b.png", "good/a.png", "good/single.png"]
+    assert not [name for name in listed if name.startswith("whole/set/")]
+
+
+def test_sizes_by_name(tmp_path) -> None:
+    store = Store(str(tmp_path / "set"))
+    assert store.sizes() == {}
+    store.write_bytes("a/one.png", b"1")
+    store.write_bytes("two.png", b"22")
+    assert store.sizes() == {"a/one.png": 1, "two.png": 2}
+
+
+@pytest.mark.parametrize(
+    ("number", "of_all"), [(errno.EMFILE, True), (errno.ESTALE, True), (errno.EACCES, False)]
+)
+def test_what_a_disk_says_of_one_file_is_told_from_what_it_says_of_all(
+    tmp_path, monkeypatch: pytest.MonkeyPatch, number: int, of_all: bool
+) -> None:
+    def refusing(*words, **settings):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "open", refusing)
+    with pytest.raises(DataError, match=os.strerror(number)) as caught:
+        Store(str(tmp_path)).read_bytes("x")
+    assert isinstance(caught.value, StoreError) == of_all
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "fix"),
+    [
+        ("ExpiredToken", 400, "renew the credentials"),
+        ("AccessDenied", 403, "check AWS_ACCESS_KEY_ID"),
+        ("PermanentRedirect", 301, "AWS_DEFAULT_REGION"),
+    ],
+)
+def test_a_bucket_that_refuses_says_nothing_about_an_object(
+    code: str, status: int, fix: str
+) -> None:
+    answer = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error = explain("reading", "s3://bucket/a.png", ClientError(answer, "GetObject"))
+    assert isinstance(error, StoreError)
+    assert not isinstance(error, StoreUnavailableError)
+    assert fix in str(error)
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(

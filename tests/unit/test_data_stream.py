@@ -147,6 +147,9 @@ def test_tolerated_loss_is_listed_replaced_and_the_same_after_a_resume(packed, h
     reader = _reader(packed, **options)
     straight = _values(reader, range(3 * NUM_NORMAL))
     assert len(set(straight)) == NUM_NORMAL - lost
+    # Others stand in for them one each, and not one for all.
+    counts = np.unique(straight[:NUM_NORMAL], return_counts=True)[1]
+    assert sorted(counts) == [1] * (NUM_NORMAL - 2 * lost) + [2] * lost
     ((loss_path, sample, count, reason),) = [
         (row.path, row.sample, row.num_samples, row.reason) for row in reader.losses
     ]
