@@ -15,7 +15,7 @@ from cluster.checkpoint_store import (
     last_metrics,
 )
 from cluster.errors import UserError
-from data.errors import StoreUnavailableError
+from data.errors import StoreError, StoreUnavailableError
 from data.store import Store
 
 IDENTITY = {"seed": 0, "levels": (1, 2)}
@@ -156,20 +156,21 @@ def test_only_one_and_damaged_is_an_error(tmp_path: Path) -> None:
         _open(tmp_path).newest(lambda _: None)
 
 
+@pytest.mark.parametrize("failure", [StoreUnavailableError, StoreError])
 @pytest.mark.parametrize("file", ["rank-00001.pt", MANIFEST])
-def test_store_that_does_not_answer_is_no_reason_to_refuse(
-    run: Path, monkeypatch: pytest.MonkeyPatch, file: str
+def test_store_that_fails_is_no_reason_to_refuse(
+    run: Path, monkeypatch: pytest.MonkeyPatch, file: str, failure: type[StoreError]
 ) -> None:
     read = Store.read_chunks
 
     def fail(self: Store, path: str) -> Iterator[bytes]:
         if path.endswith(file):
-            raise StoreUnavailableError("no answer")
+            raise failure("no answer")
         return read(self, path)
 
     store = _open(run)
     monkeypatch.setattr(Store, "read_chunks", fail)
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(failure):
         store.newest(lambda _: None)
 
 
