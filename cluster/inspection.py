@@ -18,7 +18,6 @@ from cluster import __version__
 from cluster.calibration import (
     calibration_for,
     choosing,
-    decide,
     describe,
     fit_calibration,
     fit_score,
@@ -29,11 +28,10 @@ from cluster.config import Config
 from cluster.errors import UserError
 from cluster.inputs import Inputs, Inspected, find_inputs, first_units
 from cluster.inspect_plan import fitting_actors, num_fitting, print_plan
+from cluster.inspection_claim import claim
 from cluster.inspection_files import (
-    CLAIM,
     MANIFEST,
-    METRICS,
-    REPORT,
+    drop_summary,
     finished_units,
     inspection_store,
     read_damaged,
@@ -43,14 +41,7 @@ from cluster.inspection_files import (
     update_rows,
 )
 from cluster.inspector import UNITS_AT_ONCE, Inspector, Job, UnitSummary
-from cluster.model_store import (
-    DECISION_FIELDS,
-    Calibration,
-    ModelCard,
-    load_card,
-    load_model,
-    save_card,
-)
+from cluster.model_store import Calibration, ModelCard, load_card, load_model, save_card
 from cluster.progress import progress_bar
 from cluster.ray_session import ray_session
 from data.errors import DataError
@@ -147,11 +138,14 @@ def inspect_split(
         num_threads=max(1, int(config.cluster.cpus_per_worker)),
         tiles_apart=tiles_apart,
     )
-    _claim(job, card, inspected)
+    claim(job, card, inspected)
     done = set(finished_units(job.out))
     wanted = first_units(inspected.units, config.inspect.limit)
     waiting = [unit for unit in wanted if unit.name not in done]
     started_s = time.monotonic()
+    if waiting:
+        # Until all of them are done, what was told of fewer images is nothing finished.
+        drop_summary(job.out)
     summaries = run_units(job, waiting, config) if waiting else []
     return _write_manifest(job, card, inspected, summaries, time.monotonic() - started_s)
 
@@ -245,11 +239,11 @@ def _write_manifest(
     # Inputs of a data set are its samples: the row of an image accounts for each of its tiles.
     accounted = (int(table["tiles"].sum()) if inspected.split else num_images) + num_failed
     assert accounted >= expected, "an input is neither in scores nor in failed"
-    if not summaries and job.out.exists(MANIFEST):
-        return read_manifest(job.out)
-    # What was told of fewer images.
-    for path in (METRICS, REPORT):
-        job.out.delete(path)
+    if job.out.exists(MANIFEST):
+        manifest = read_manifest(job.out)
+        if manifest["units"] == len(done):
+            return manifest
+    drop_summary(job.out)
     if job.calibration:
         write_regions(job.out)
     manifest = {
@@ -283,62 +277,3 @@ def _check_encoder(config: Config, card: ModelCard) -> None:
             f"search.encoder=True, but the model in {config.run.dir} has no encoder; run "
             "`python -m cluster train` with this run.dir and encoder.kimg above 0, or set it False"
         )
-
-
-def _claim(job: Job, card: ModelCard, inspected: Inspected) -> None:
-    """Let a directory hold one inspection only, so that scores of two are never mixed.
-
-    Scores of the validation split belong to the calibration being fitted: those of an older one are
-    removed. Where only the rule of the decision is another one, the scores there are decided anew.
-    """
-    calibration = job.calibration.model_dump(mode="json") if job.calibration else {}
-    identity = {
-        "data_uri": inspected.uri,
-        "dataset_sha256": inspected.sha256,
-        "unit_images": inspected.unit_images,
-        "weights_sha256": card.weights_sha256,
-        "encoder_sha256": card.encoder_sha256,
-        "search": job.search.model_dump(mode="json"),
-        "seed": job.seed,
-        "decision": {name: calibration.pop(name, None) for name in DECISION_FIELDS},
-        "calibration": calibration or None,
-    }
-    # Scores without a claim are nobody's: what cleared the directory was killed.
-    if job.out.exists(CLAIM):
-        old = json.loads(job.out.read_bytes(CLAIM))
-    else:
-        old = {} if finished_units(job.out) else identity
-    differing = [name for name, value in identity.items() if value != old.get(name)]
-    if differing == ["decision"] and job.calibration:
-        # Until all are decided anew, they are those of no rule.
-        _write_claim(job.out, identity | {"decision": None})
-        _decide_again(job, job.calibration)
-    elif not old and job.calibration:
-        raise UserError(
-            f"{job.out.uri} holds scores, but no {CLAIM} that tells what they are of; choose "
-            "another inspect.dir or remove that folder"
-        )
-    elif differing and job.calibration:
-        raise UserError(
-            f"{job.out.uri} holds an inspection with another {' and '.join(differing)}; "
-            "choose another inspect.dir or remove that folder"
-        )
-    elif differing:
-        for path in job.out.list():
-            job.out.delete(path)
-    _write_claim(job.out, identity)
-
-
-def _write_claim(out: Store, identity: dict[str, Any]) -> None:
-    out.write_bytes(CLAIM, json.dumps(identity, indent=1).encode())
-
-
-def _decide_again(job: Job, calibration: Calibration) -> None:
-    """Put other decisions in the place of those there; killed midway, it is done again."""
-    old = read_manifest(job.out) if job.out.exists(MANIFEST) else None
-    for path in (MANIFEST, METRICS, REPORT):
-        job.out.delete(path)
-    update_rows(job.out, lambda rows: decide(calibration, [row["score"] for row in rows]))
-    if old:
-        new = {"calibration": calibration.model_dump(), "decision": describe(calibration)}
-        job.out.write_bytes(MANIFEST, json.dumps(old | new, indent=1).encode())

@@ -216,6 +216,12 @@ def read_damaged(out: Store) -> list[str]:
     return [unit for unit in found if unit in units]
 
 
+def drop_summary(out: Store) -> None:
+    """Delete what was told of the images scored so far: the manifest, metrics and report."""
+    for path in (MANIFEST, METRICS, REPORT):
+        out.delete(path)
+
+
 def read_manifest(out: Store) -> dict[str, Any]:
     """The manifest of a finished inspection.
 

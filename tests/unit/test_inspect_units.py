@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import inspection
+from cluster import inspection, inspection_claim
 from cluster.calibration import calibration_for
 from cluster.config import Config
 from cluster.engine import Engine
@@ -183,7 +183,7 @@ def test_deciding_anew_that_was_cut_off_is_done_again(
     out = inspection_store(config)
     other = with_inspect(config, threshold="zero_escape")
     calls: list[int] = []
-    real = inspection.decide
+    real = inspection_claim.decide
 
     def stop_in_the_second(*arguments: Any) -> Any:
         calls.append(1)
@@ -192,7 +192,7 @@ def test_deciding_anew_that_was_cut_off_is_done_again(
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inspection, "decide", stop_in_the_second)
+        patch.setattr(inspection_claim, "decide", stop_in_the_second)
         with pytest.raises(KeyboardInterrupt):
             inspect_split(other, calibration_for(other))
     with pytest.raises(UserError, match="not a finished inspection"):
@@ -257,6 +257,37 @@ def test_what_was_told_of_a_part_is_gone_with_the_whole(config: Config) -> None:
     inspect_split(config, calibration)
     assert not out.exists(METRICS)
     assert not out.exists(REPORT)
+
+
+@pytest.mark.parametrize("where", ["in the midst", "before the manifest"])
+def test_what_was_told_of_a_part_is_not_taken_for_the_whole_that_was_stopped(
+    config: Config, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration, out = calibration_for(config), inspection_store(config)
+    inspect_split(with_inspect(config, limit=SHARD_SAMPLES), calibration)
+
+    def stopped(job: Any, units: list[Any], config: Config) -> list[Any]:
+        inspect_here(job, units[:1] if where == "in the midst" else units, config)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inspection, "run_units", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            inspect_split(config, calibration)
+    for judge in (lambda: evaluate_run(config), lambda: build_report(out)):
+        with pytest.raises(UserError, match="not a finished inspection"):
+            judge()
+    manifest = inspect_split(config, calibration)
+    assert (manifest["images"], manifest["units_left"]) == (3 * SHARD_SAMPLES, 0)
+
+
+def test_a_manifest_of_fewer_units_than_are_finished_is_written_anew(config: Config) -> None:
+    calibration, out = calibration_for(config), inspection_store(config)
+    inspect_split(with_inspect(config, limit=SHARD_SAMPLES), calibration)
+    old = out.read_bytes(MANIFEST)
+    inspect_split(config, calibration)
+    out.write_bytes(MANIFEST, old)
+    assert inspect_split(config, calibration)["images"] == 3 * SHARD_SAMPLES
 
 
 def test_what_it_writes_can_be_judged(config: Config) -> None:
