@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from data.errors import DataError
 from data.sample import Image8, Mask, Sample
-from data.tiles import assemble
+from data.tiles import assemble, grid
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Scored:
 
 
 def assemble_images(
-    scored: Sequence[Scored],
+    scored: Sequence[Scored], tile_overlap: int
 ) -> tuple[list[Scored], list[dict[str, str]]]:
     """Put the tiles of each image together; whole images pass unchanged.
 
@@ -40,6 +40,7 @@ def assemble_images(
 
     Args:
         scored: What one shard held; all tiles of an image lie in one shard.
+        tile_overlap: Least overlap that the tiles were cut with, pixels.
 
     Returns:
         The images, and for each tile of an image that is not whole why it counts as failed.
@@ -51,6 +52,7 @@ def assemble_images(
             images += tiles
             continue
         try:
+            _check_whole(tiles, tile_overlap)
             images.append(_assembled(tiles))
         except DataError as error:
             reason = f"another tile of its image could not be read: {error}"
@@ -65,6 +67,21 @@ def _image_of(scored: Scored) -> str:
     """The key of the image; whole images and tiles cannot share one, because '/' is in no key."""
     tile = scored.sample.tile
     return f"tiles/{tile.parent}" if tile else scored.sample.key
+
+
+def _check_whole(tiles: list[Scored], overlap: int) -> None:
+    """Refuse an image that lacks a tile, also where its neighbours cover that.
+
+    Raises:
+        DataError: If one is missing.
+    """
+    places = [tile.sample.tile for tile in tiles if tile.sample.tile]
+    side = tiles[0].sample.image.shape[0]
+    expected = grid(places[0].height, places[0].width, side, overlap)
+    missing = set(expected) - {(place.y, place.x) for place in places}
+    if missing:
+        y, x = min(missing)
+        raise DataError(f"the tile at y={y}, x={x} is missing, {len(missing)} of {len(expected)}")
 
 
 def _assembled(tiles: list[Scored]) -> Scored:

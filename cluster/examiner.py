@@ -141,7 +141,9 @@ class Examiner:
                 answers.append(found)
             else:
                 # Apart from others: images of one key may stand side by side.
-                (image,), _ = assemble_images([next(scored) for _ in found])
+                (image,), _ = assemble_images(
+                    [next(scored) for _ in found], self._preparation.tile_overlap
+                )
                 answers.append(self._verdict(image, with_map=picture.with_map))
         return answers
 

@@ -105,6 +105,7 @@ class Inspected:
         units: All units of work.
         ignored: Files of a folder that are no images by their names.
         unit_images: Images of a folder in one unit; None for a data set, whose shards are units.
+        tile_overlap: Least overlap of the tiles of an image, pixels; 0 for whole images.
     """
 
     uri: str
@@ -113,6 +114,7 @@ class Inspected:
     units: tuple[Inputs, ...]
     ignored: tuple[str, ...] = ()
     unit_images: int | None = None
+    tile_overlap: int = 0
 
 
 def find_inputs(config: Config, card: ModelCard) -> Inspected:
@@ -137,7 +139,8 @@ def find_inputs(config: Config, card: ModelCard) -> Inspected:
     if not shards:
         raise UserError(f"{config.data.uri} has no images in split {split}")
     digest = hashlib.sha256(store.read_bytes(INDEX_NAME)).hexdigest()
-    return Inspected(store.uri, split, digest, tuple(ShardInputs(store, s) for s in shards))
+    inputs = tuple(ShardInputs(store, shard) for shard in shards)
+    return Inspected(store.uri, split, digest, inputs, tile_overlap=index.tile_overlap)
 
 
 def _check_scale(config: Config, index: DatasetIndex, card: ModelCard) -> None:
@@ -171,7 +174,15 @@ def _plain_images(config: Config, card: ModelCard) -> Inspected:
     names = "\n".join(item.source for unit in units for item in unit.items)
     digest = hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest()
     inputs = tuple(PlainInputs(unit, preparation) for unit in units)
-    return Inspected(store.uri, "", digest, inputs, tuple(others), unit_images)
+    return Inspected(
+        store.uri,
+        "",
+        digest,
+        inputs,
+        ignored=tuple(others),
+        unit_images=unit_images,
+        tile_overlap=preparation.tile_overlap,
+    )
 
 
 def first_units(units: Sequence[Inputs], limit: int) -> list[Inputs]:

@@ -136,6 +136,7 @@ def inspect_split(
         calibration=calibration,
         num_maps=config.inspect.num_maps,
         num_threads=max(1, int(config.cluster.cpus_per_worker)),
+        tile_overlap=inspected.tile_overlap,
         tiles_apart=tiles_apart,
     )
     claim(job, card, inspected)

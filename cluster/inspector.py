@@ -39,6 +39,7 @@ class Job:
         calibration: What turns scores into decisions; None while calibrating.
         num_maps: Images of each unit, at most, that get pictures.
         num_threads: CPU threads of an actor.
+        tile_overlap: Least overlap that tiles of an image were cut with, pixels.
         tiles_apart: Whether tiles count as images of their own, as they do in training.
     """
 
@@ -49,6 +50,7 @@ class Job:
     calibration: Calibration | None
     num_maps: int
     num_threads: int
+    tile_overlap: int
     tiles_apart: bool = False
 
 
@@ -116,7 +118,9 @@ class Inspector:
             # reserved.
             torch.set_num_threads(self.job.num_threads)
             scored = self.engine.score(samples)
-        return (scored, []) if self.job.tiles_apart else assemble_images(scored)
+        if self.job.tiles_apart:
+            return scored, []
+        return assemble_images(scored, self.job.tile_overlap)
 
     def _decide(self, found: list[Scored], calibration: Calibration) -> None:
         decided = decide(calibration, [image.row["score"] for image in found])

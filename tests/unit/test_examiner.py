@@ -52,7 +52,8 @@ def test_the_verdict_is_the_row_of_a_batch_job(config: Config, mode: Mode, tmp_p
     assert preparation
     (unit,), _ = plain_units(Store(str(tmp_path)), preparation, unit_images=10)
     samples = read_plain(unit, preparation).samples
-    images, _ = assemble_images(Engine(model, config.search, seed=config.run.seed).score(samples))
+    scored = Engine(model, config.search, seed=config.run.seed).score(samples)
+    images, _ = assemble_images(scored, preparation.tile_overlap)
     assert len(images) == 3
     for image in images:
         payload = (tmp_path / f"{image.row['key']}.png").read_bytes()

@@ -172,7 +172,7 @@ def run_row(config: Config, found: Tiles) -> Row:
     scores = np.array([one.row["score"] for one in known])
     labels = np.array(["good" if one.sample.label == "normal" else "3" for one in known])
     groups = np.array([one.sample.group for one in known])
-    whole, failed = assemble_images(scored)
+    whole, failed = assemble_images(scored, OVERLAP)
     assert not failed
     scale = float(np.median([one.row["peak"] for one in whole]))
     pixels = evaluate_pixels(count_pixels(whole, scale))

@@ -1,0 +1,57 @@
+"""Inspection of a data set of tiles, with a model of tiles cut at another overlap."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from cluster import inspection
+from cluster.calibration import calibration_for
+from cluster.config import Config
+from cluster.inspection import inspect_split
+from cluster.inspection_files import inspection_store, read_failed, read_scores
+from data.dataset import load_index
+from data.item import Item
+from data.pack import pack
+from data.sample import Split
+from data.shards import read_shard, write_shard
+from data.store import Store
+from data.synthetic import machined_surface
+from tests.inspecting import inspect_here
+from tests.tiny_model import NATIVE, SIDE, calibrated_model, model_config
+
+OVERLAP, NUM_TILES = 8, 16
+SPLITS: dict[Split, int] = {"train-normal": 2, "train-abnormal": 2, "test": 3}
+
+
+def _item(split: Split, number: int) -> Item:
+    label = "abnormal" if split == "train-abnormal" else "normal"
+    read = partial(machined_surface, number, NATIVE, NATIVE, defect=label == "abnormal")
+    return Item(f"{split}-{number}", read, label, "x", f"{split}-{number}", f"{number}.png", split)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
+    monkeypatch.setattr(inspection, "run_units", inspect_here)
+    store = Store(str(tmp_path / "data"))
+    items = [_item(split, number) for split, num in SPLITS.items() for number in range(num)]
+    pack(items, store, resolution=SIDE, name="x", seed=0, mode="tiles", tile_overlap=OVERLAP)
+    config = model_config(str(tmp_path / "run"))
+    calibrated_model(config, "tiles")
+    return config.model_copy(update={"data": config.data.model_copy(update={"uri": store.uri})})
+
+
+def test_an_image_without_one_of_its_tiles_fails_though_others_cover_it(config: Config) -> None:
+    store = Store(config.data.uri)
+    (shard,) = load_index(store).shards_of("test")
+    samples = read_shard(store.read_bytes(shard.path)).samples
+    inner = next(s for s in samples if s.tile and 0 < s.tile.y < 24 and 0 < s.tile.x < 24)
+    assert inner.tile
+    store.write_bytes(shard.path, write_shard(s for s in samples if s is not inner))
+    manifest = inspect_split(config, calibration_for(config))
+    table, failed = (read(inspection_store(config)) for read in (read_scores, read_failed))
+    assert (manifest["images"], manifest["failed"]) == (2, NUM_TILES)
+    assert inner.tile.parent not in set(table["key"])
+    assert set(table["tiles"]) == {NUM_TILES}
+    told = f"the tile at y={inner.tile.y}, x={inner.tile.x} is missing, 1 of {NUM_TILES}"
+    assert sum(row["reason"].endswith(told) for row in failed) == NUM_TILES - 1
