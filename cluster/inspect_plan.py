@@ -19,7 +19,6 @@ from cluster.model_store import load_model
 from cluster.progress import duration
 from cluster.ray_session import ray_session
 from data.errors import DataError
-from data.sample import Sample
 from data.store import Store
 
 
@@ -139,6 +138,7 @@ def probe(config: Config, inputs: Inputs) -> InspectProbe:
     """
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     engine = Engine(load_model(Store(config.run.dir)), config.search, seed=config.run.seed)
+    # Of a folder's images some may be unreadable, others many tiles; a shard's inputs are samples.
     samples = [s for s in inputs.read().samples if engine.unfit(s) is None]
     if not samples:
         raise UserError(f"{inputs.source}: nothing in the first unit can be inspected")
@@ -148,10 +148,4 @@ def probe(config: Config, inputs: Inputs) -> InspectProbe:
     engine.score(block)
     sample_s = (time.monotonic() - started_s) / len(block)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return InspectProbe(device, sample_s * _samples_per_input(samples))
-
-
-def _samples_per_input(samples: list[Sample]) -> float:
-    """Tiles of an image, on average; 1 for shards, whose inputs are samples."""
-    images = {sample.tile.parent if sample.tile else sample.key for sample in samples}
-    return len(samples) / len(images)
+    return InspectProbe(device, sample_s * len(samples) / inputs.num_inputs)

@@ -2,22 +2,27 @@
 
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cluster import inspection
+from cluster import inspect_plan, inspection
 from cluster.calibration import calibration_for
 from cluster.config import Config
+from cluster.engine import Engine
+from cluster.inputs import find_inputs
+from cluster.inspect_plan import probe
 from cluster.inspection import inspect_split
 from cluster.inspection_files import inspection_store, read_failed, read_scores
+from cluster.model_store import load_card
 from data.dataset import load_index
 from data.item import Item
 from data.pack import pack
-from data.sample import Split
+from data.sample import Split, encode_png
 from data.shards import read_shard, write_shard
 from data.store import Store
 from data.synthetic import machined_surface
-from tests.inspecting import inspect_here
+from tests.inspecting import inspect_here, with_inspect
 from tests.tiny_model import NATIVE, SIDE, calibrated_model, model_config
 
 OVERLAP, NUM_TILES = 8, 16
@@ -55,3 +60,21 @@ def test_an_image_without_one_of_its_tiles_fails_though_others_cover_it(config: 
     assert set(table["tiles"]) == {NUM_TILES}
     told = f"the tile at y={inner.tile.y}, x={inner.tile.x} is missing, 1 of {NUM_TILES}"
     assert sum(row["reason"].endswith(told) for row in failed) == NUM_TILES - 1
+
+
+@pytest.mark.parametrize(("plain", "tiles"), [(False, 1), (True, 9 * 2 / 3)])
+def test_a_dry_run_counts_the_tiles_of_an_input(
+    config: Config, plain: bool, tiles: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample of a shard is one; of a folder's three images one is unreadable."""
+    if plain:
+        for number in range(2):
+            image, _ = machined_surface(number, NATIVE, NATIVE, defect=False)
+            Store(str(tmp_path / "in")).write_bytes(f"{number}.png", encode_png(image))
+        Store(str(tmp_path / "in")).write_bytes("torn.png", b"")
+        config = with_inspect(config, source=str(tmp_path / "in"))
+    (unit,) = find_inputs(config, load_card(Store(config.run.dir))).units
+    clock = iter([0.0, float(config.search.batch)])
+    monkeypatch.setattr(inspect_plan, "time", SimpleNamespace(monotonic=clock.__next__))
+    monkeypatch.setattr(Engine, "score", lambda *_: [])
+    assert probe(config, unit).input_s == pytest.approx(tiles)
