@@ -13,8 +13,7 @@ from rich.table import Table
 from cluster.config import Config
 from cluster.engine import Engine
 from cluster.errors import UserError
-from cluster.inputs import Inputs, find_inputs, first_units
-from cluster.inspection_files import finished_units, inspection_store
+from cluster.inputs import Inputs, Inspected, first_units
 from cluster.model_store import load_model
 from cluster.progress import duration
 from cluster.ray_session import ray_session
@@ -35,15 +34,17 @@ class InspectProbe:
     input_s: float
 
 
-def print_plan(config: Config) -> None:
+def print_plan(config: Config, inspected: Inspected, done: set[str]) -> None:
     """Print how many inputs there are, and what time and money inspecting them takes.
 
+    Args:
+        config: Configuration.
+        inspected: What is to be inspected.
+        done: Names of the units that are finished.
+
     Raises:
-        UserError: If model and images do not go together, or no actor fits into the cluster.
+        UserError: If no actor fits into the cluster.
     """
-    card = load_model(Store(config.run.dir)).card
-    inspected = find_inputs(config, card)
-    done = set(finished_units(inspection_store(config)))
     wanted = first_units(inspected.units, config.inspect.limit)
     waiting = [unit for unit in wanted if unit.name not in done]
     num_inputs = sum(unit.num_inputs for unit in waiting)

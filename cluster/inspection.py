@@ -28,7 +28,7 @@ from cluster.config import Config
 from cluster.errors import UserError
 from cluster.inputs import Inputs, Inspected, find_inputs, first_units
 from cluster.inspect_plan import fitting_actors, num_fitting, print_plan
-from cluster.inspection_claim import claim
+from cluster.inspection_claim import claim, kept_units
 from cluster.inspection_files import (
     MANIFEST,
     drop_summary,
@@ -58,15 +58,15 @@ def inspect_dataset(config: Config) -> int:
 
     Inspecting the validation split calibrates the model, with the search settings given.
     """
-    calibration: Calibration
+    calibrates = config.inspect.split == "validation" and not config.inspect.source
+    if calibrates:
+        config = _whole_validation(config)
     if config.inspect.dry_run:
-        print_plan(config)
+        job, card, inspected = _find(config, None if calibrates else calibration_for(config))
+        print_plan(config, inspected, kept_units(job, card, inspected))
         return 0
-    if config.inspect.split == "validation" and not config.inspect.source:
+    if calibrates:
         calibration = calibrate(config)
-        config = config.model_copy(
-            update={"inspect": config.inspect.model_copy(update={"dir": ""})}
-        )
     else:
         calibration = calibration_for(config)
         inspect_split(config, calibration)
@@ -90,9 +90,7 @@ def calibrate(config: Config) -> Calibration:
     Raises:
         UserError: If the validation split has too few images for inspect.threshold.
     """
-    # Always in the run directory: the scores belong to the model.
-    whole = {"split": "validation", "dir": "", "source": "", "limit": 0}
-    config = config.model_copy(update={"inspect": config.inspect.model_copy(update=whole)})
+    config = _whole_validation(config)
     inspect_split(config, None)
     out = inspection_store(config)
     table = read_scores(out)
@@ -106,6 +104,12 @@ def calibrate(config: Config) -> Calibration:
     run = Store(config.run.dir)
     save_card(run, load_card(run).model_copy(update={"calibration": calibration}))
     return calibration
+
+
+def _whole_validation(config: Config) -> Config:
+    """Always in the run directory: the scores belong to the model."""
+    whole = {"split": "validation", "dir": "", "source": "", "limit": 0}
+    return config.model_copy(update={"inspect": config.inspect.model_copy(update=whole)})
 
 
 def inspect_split(
@@ -124,6 +128,23 @@ def inspect_split(
     Raises:
         UserError: If model and data set do not go together, or the directory holds another job.
     """
+    job, card, inspected = _find(config, calibration, tiles_apart=tiles_apart)
+    claim(job, card, inspected)
+    done = set(finished_units(job.out))
+    wanted = first_units(inspected.units, config.inspect.limit)
+    waiting = [unit for unit in wanted if unit.name not in done]
+    started_s = time.monotonic()
+    if waiting:
+        # Until all of them are done, what was told of fewer images is nothing finished.
+        drop_summary(job.out)
+    summaries = run_units(job, waiting, config) if waiting else []
+    return _write_manifest(job, card, inspected, summaries, time.monotonic() - started_s)
+
+
+def _find(
+    config: Config, calibration: Calibration | None, *, tiles_apart: bool = False
+) -> tuple[Job, ModelCard, Inspected]:
+    """What is to be done, with which model, and on what; see `inspect_split`."""
     # Whole, so that a damaged model is told here and not by actors that die of it.
     card = load_model(Store(config.run.dir)).card
     _check_encoder(config, card)
@@ -139,16 +160,7 @@ def inspect_split(
         tile_overlap=inspected.tile_overlap,
         tiles_apart=tiles_apart,
     )
-    claim(job, card, inspected)
-    done = set(finished_units(job.out))
-    wanted = first_units(inspected.units, config.inspect.limit)
-    waiting = [unit for unit in wanted if unit.name not in done]
-    started_s = time.monotonic()
-    if waiting:
-        # Until all of them are done, what was told of fewer images is nothing finished.
-        drop_summary(job.out)
-    summaries = run_units(job, waiting, config) if waiting else []
-    return _write_manifest(job, card, inspected, summaries, time.monotonic() - started_s)
+    return job, card, inspected
 
 
 def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary]:

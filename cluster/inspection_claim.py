@@ -80,10 +80,13 @@ def _differing(job: Job, identity: dict[str, Any], inspected: Inspected) -> list
     if not job.calibration or differing in ([], ["decision"]):
         return differing
     if not old:
-        told = f"holds scores, but no {CLAIM} that tells what they are of"
+        told = f"{job.out.uri} holds scores, but no {CLAIM} that tells what they are of"
+    elif differing == ["dataset_sha256"]:
+        changed = "was packed anew since" if inspected.split else "holds other files than when"
+        told = f"{inspected.uri} {changed} the inspection in {job.out.uri} began"
     else:
-        told = f"holds an inspection with another {' and '.join(differing)}"
-    raise UserError(f"{job.out.uri} {told}; choose another inspect.dir or remove that folder")
+        told = f"{job.out.uri} holds an inspection with another {' and '.join(differing)}"
+    raise UserError(f"{told}; choose another inspect.dir or remove that folder")
 
 
 def _write_claim(out: Store, identity: dict[str, Any]) -> None:

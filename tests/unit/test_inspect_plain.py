@@ -149,6 +149,15 @@ def test_another_folder_does_not_mix_with_the_first(tmp_path: Path) -> None:
         inspect_split(other, calibration_for(other))
 
 
+def test_a_folder_that_holds_other_files_now_is_told_of(tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "in")
+    config = _plain(calibrated(tmp_path, WHOLE), folder)
+    inspect_split(config, calibration_for(config))
+    (folder / "part-0.png").rename(folder / "other.png")
+    with pytest.raises(UserError, match=r"in holds other files than when the inspection in .* beg"):
+        inspect_split(config, calibration_for(config))
+
+
 @pytest.mark.parametrize("preparation", [WHOLE, TILES], ids=["whole", "tiles"])
 def test_units_of_another_size_do_not_mix_with_the_first(
     tmp_path: Path, preparation: Preparation

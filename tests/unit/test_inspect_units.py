@@ -16,7 +16,7 @@ from cluster.config import Config
 from cluster.engine import Engine
 from cluster.errors import UserError
 from cluster.evaluate import evaluate_run
-from cluster.inspection import calibrate, inspect_split
+from cluster.inspection import calibrate, inspect_dataset, inspect_split
 from cluster.inspection_files import (
     CLAIM,
     MANIFEST,
@@ -244,6 +244,43 @@ def test_other_search_in_the_same_directory_is_still_refused(config: Config) -> 
     inspect_split(config, calibration)
     with pytest.raises(UserError, match="holds an inspection with another calibration"):
         inspect_split(config, calibration.model_copy(update={"map_scale": 1.0}))
+
+
+def _planned(config: Config, monkeypatch: pytest.MonkeyPatch) -> tuple[str, int]:
+    """Split and number of finished units that a dry run speaks of; it must change nothing."""
+    told: list[tuple[str, int]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            inspection, "print_plan", lambda _, what, done: told.append((what.split, len(done)))
+        )
+        patch.setattr(Store, "write_bytes", lambda *_: pytest.fail("written"))
+        patch.setattr(Store, "delete", lambda *_: pytest.fail("deleted"))
+        inspect_dataset(with_inspect(config, dry_run=True))
+    return told[0]
+
+
+def test_a_dry_run_counts_what_the_command_would_leave_done(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _planned(config, monkeypatch) == ("test", 0)
+    inspect_split(config, calibration_for(config))
+    assert _planned(config, monkeypatch) == ("test", 3)
+    assert _planned(with_inspect(config, threshold="zero_escape"), monkeypatch) == ("test", 3)
+    again = with_inspect(config, split="validation", dir=str(tmp_path / "unused"), limit=1)
+    assert _planned(again, monkeypatch) == ("validation", 2)
+    other = again.model_copy(update={"search": again.search.model_copy(update={"steps": 3})})
+    assert _planned(other, monkeypatch) == ("validation", 0)
+
+
+def test_a_dry_run_refuses_what_the_command_refuses(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect_split(config, calibration_for(config))
+    store = Store(str(tmp_path / "in"))
+    store.write_bytes("a.png", b"")
+    other = with_inspect(config, source=store.uri, dir=inspection_store(config).uri)
+    with pytest.raises(UserError, match="holds an inspection with another data_uri"):
+        _planned(other, monkeypatch)
 
 
 def test_what_was_told_of_a_part_is_gone_with_the_whole(config: Config) -> None:
