@@ -75,7 +75,7 @@ class Verdict(_Answer):
     feature: float
     """Mean difference of their discriminator features."""
     logit: float
-    """The discriminator's verdict; higher is more abnormal."""
+    """The discriminator's logit; lower is more abnormal."""
     height: int
     """Height of what was examined, in pixels: as sent for tiles, else the model's resolution."""
     width: int

@@ -80,6 +80,12 @@ def test_each_verdict_depends_on_its_image_alone(config: Config) -> None:
     assert alone[0].score != alone[1].score
 
 
+def test_a_low_logit_is_said_to_be_abnormal() -> None:
+    """As the objective has it: D's logit is high where an image looks like the normal ones."""
+    told = Verdict.model_json_schema()["properties"]["logit"]["description"]
+    assert told == "The discriminator's logit; lower is more abnormal."
+
+
 def test_the_key_decides_where_the_search_starts(config: Config) -> None:
     examiner = _examiner(config)
     a, again, b = (_verdict(examiner, Picture(image_file(0), key)).score for key in "aab")
