@@ -16,7 +16,7 @@ from cluster.inputs import Inputs
 from cluster.inspection_files import picture_path, write_unit
 from cluster.model_store import Calibration, load_model
 from cluster.pictures import encode_map, overlay
-from cluster.pixel_metrics import PixelCounts
+from cluster.pixel_metrics import EIGHT_NEIGHBOURS, PixelCounts
 from cluster.search_config import Search
 from data.sample import Sample, encode_png
 from data.store import Store
@@ -163,7 +163,7 @@ def count_pixels(found: list[Scored], map_scale: float) -> PixelCounts:
 
 
 def find_regions(level_HW: NDArray[np.float32]) -> list[dict[str, float]]:
-    """Connected areas of a map that stand out, strongest first.
+    """Areas of a map that stand out, connected by any of 8 neighbours, strongest first.
 
     Args:
         level_HW: Map as a share of its full scale.
@@ -171,7 +171,7 @@ def find_regions(level_HW: NDArray[np.float32]) -> list[dict[str, float]]:
     Returns:
         For each region its box (x, y, width, height) and area in pixels, and its peak level.
     """
-    labelled, _ = ndimage.label(level_HW >= REGION_LEVEL)
+    labelled, _ = ndimage.label(level_HW >= REGION_LEVEL, structure=EIGHT_NEIGHBOURS)
     regions = []
     for number, box in enumerate(ndimage.find_objects(labelled), start=1):
         rows, columns = box

@@ -24,6 +24,8 @@ NUM_BLOCKS = 128
 """Blocks that the groups of images are dealt to."""
 NUM_BINS = 4096
 """Bins of a histogram: 256 in each doubling, from 2^-12 to 2^4 of the maps' full scale."""
+EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+"""Which pixels beside one belong to its region."""
 FPR_LIMIT = 0.3
 """False-positive rate up to which AUPRO is taken (Bergmann et al. 2021)."""
 
@@ -34,7 +36,6 @@ _MANTISSA_BITS = 8
 _SHIFT = 23 - _MANTISSA_BITS
 _LOWEST_EXPONENT = -12
 _FIRST = (127 + _LOWEST_EXPONENT) << _MANTISSA_BITS
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
 def bin_of(level: NDArray[np.floating]) -> NDArray[np.int64]:
@@ -87,7 +88,7 @@ class PixelCounts:
         if not defect_HW.any():
             return
         self.abnormal[block] += np.bincount(bins_HW[defect_HW], minlength=NUM_BINS)
-        regions_HW, _ = ndimage.label(defect_HW, structure=_EIGHT_NEIGHBOURS)
+        regions_HW, _ = ndimage.label(defect_HW, structure=EIGHT_NEIGHBOURS)
         areas = np.bincount(regions_HW.ravel())
         shares = 1.0 / areas[regions_HW[defect_HW]]
         self.overlap[block] += np.bincount(bins_HW[defect_HW], weights=shares, minlength=NUM_BINS)

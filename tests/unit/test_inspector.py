@@ -41,6 +41,12 @@ def test_regions_have_box_area_and_peak_strongest_first() -> None:
     assert weak == {"x": 2, "y": 1, "width": 3, "height": 2, "area": 6, "peak": pytest.approx(0.6)}
 
 
+def test_pixels_that_touch_at_a_corner_are_one_region() -> None:
+    """As in AUPRO: else a thin slanting scratch would be as many regions as pixels."""
+    (scratch,) = find_regions(np.eye(6, dtype=np.float32))
+    assert (scratch["width"], scratch["height"], scratch["area"]) == (6, 6, 6)
+
+
 def test_quiet_map_has_no_region() -> None:
     assert find_regions(np.full((4, 4), 0.4, np.float32)) == []
 
