@@ -158,7 +158,8 @@ def _find(
         num_maps=config.inspect.num_maps,
         num_threads=max(1, int(config.cluster.cpus_per_worker)),
         tile_overlap=inspected.tile_overlap,
-        tiles_apart=tiles_apart,
+        # Training has some tiles of an image and not others.
+        tiles_apart=tiles_apart or inspected.split in ("train-normal", "train-abnormal"),
     )
     return job, card, inspected
 

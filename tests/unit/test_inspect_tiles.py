@@ -78,3 +78,14 @@ def test_a_dry_run_counts_the_tiles_of_an_input(
     monkeypatch.setattr(inspect_plan, "time", SimpleNamespace(monotonic=clock.__next__))
     monkeypatch.setattr(Engine, "score", lambda *_: [])
     assert probe(config, unit).input_s == pytest.approx(tiles)
+
+
+@pytest.mark.parametrize("split", ["train-normal", "train-abnormal"])
+def test_tiles_of_training_count_by_themselves(config: Config, split: Split) -> None:
+    """Of abnormal training images only those tiles are there that show the defect."""
+    shards = load_index(Store(config.data.uri)).shards_of(split)
+    num_tiles = sum(shard.samples for shard in shards)
+    assert split == "train-normal" or 0 < num_tiles < 2 * NUM_TILES
+    config = with_inspect(config, split=split)
+    manifest = inspect_split(config, calibration_for(config))
+    assert (manifest["images"], manifest["failed"]) == (num_tiles, 0)
