@@ -134,7 +134,7 @@ def find_inputs(config: Config, card: ModelCard) -> Inspected:
                 f"{config.data.uri} has {name}={packed}, the model in {config.run.dir} takes "
                 f"{wanted}; pack the images as the model needs them"
             )
-    _check_scale(config, index, card)
+    _check_preparation(config, index, card)
     shards = index.shards_of(split)
     if not shards:
         raise UserError(f"{config.data.uri} has no images in split {split}")
@@ -143,15 +143,15 @@ def find_inputs(config: Config, card: ModelCard) -> Inspected:
     return Inspected(store.uri, split, digest, inputs, tile_overlap=index.tile_overlap)
 
 
-def _check_scale(config: Config, index: DatasetIndex, card: ModelCard) -> None:
-    """Refuse images on another scale of brightness and contrast than those of the training.
+def _check_preparation(config: Config, index: DatasetIndex, card: ModelCard) -> None:
+    """Refuse images at another scale, of size or of intensity, than those of the training.
 
     Raises:
         UserError: If they are.
     """
     if card.preparation is None:
         return
-    for name in ("levels", "intensity", "intensity_reference"):
+    for name in ("mode", "levels", "intensity", "intensity_reference"):
         packed, wanted = getattr(index.preparation, name), getattr(card.preparation, name)
         if packed != wanted:
             raise UserError(

@@ -35,7 +35,7 @@ def calibrated(folder: Path, preparation: Preparation, **settings: Any) -> Confi
         "networks.resolution": SIDE,
     }
     config = load_config(None, overrides | settings)
-    _write_dataset(Store(config.data.uri))
+    _write_dataset(Store(config.data.uri), preparation)
     architecture = Architecture(
         resolution=SIDE, channels=1, latent_dim=8, fmap_base=16, fmap_max=8, group_size=2
     )
@@ -64,7 +64,7 @@ def with_inspect(config: Config, **changes: Any) -> Config:
     return config.model_copy(update={"inspect": config.inspect.model_copy(update=changes)})
 
 
-def _write_dataset(store: Store) -> None:
+def _write_dataset(store: Store, preparation: Preparation) -> None:
     shards = []
     for split, num in NUM_SHARDS.items():
         for number in range(num):
@@ -76,8 +76,7 @@ def _write_dataset(store: Store) -> None:
             shards.append(ShardInfo(path=path, split=split, resolution=SIDE, **facts))
     index = DatasetIndex(
         name="parts",
-        channels=1,
-        resolution=SIDE,
+        **dict(preparation),
         resolutions=(SIDE,),
         shards=tuple(shards),
         labels={},

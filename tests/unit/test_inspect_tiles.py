@@ -10,6 +10,7 @@ from cluster import inspect_plan, inspection
 from cluster.calibration import calibration_for
 from cluster.config import Config
 from cluster.engine import Engine
+from cluster.errors import UserError
 from cluster.inputs import find_inputs
 from cluster.inspect_plan import probe
 from cluster.inspection import inspect_split
@@ -89,3 +90,9 @@ def test_tiles_of_training_count_by_themselves(config: Config, split: Split) -> 
     config = with_inspect(config, split=split)
     manifest = inspect_split(config, calibration_for(config))
     assert (manifest["images"], manifest["failed"]) == (num_tiles, 0)
+
+
+def test_a_model_of_whole_images_takes_no_tiles(config: Config) -> None:
+    card = calibrated_model(config, "whole").card
+    with pytest.raises(UserError, match=r"packed with mode=tiles, .* with whole; inspect the im"):
+        find_inputs(config, card)
