@@ -1,5 +1,6 @@
 """What can be known to go wrong before a job costs anything."""
 
+import os
 from pathlib import Path
 
 from cluster.config import Config
@@ -34,6 +35,21 @@ def check_places(config: Config) -> None:
                 f"{field}={place} lies in the temporary copy of a submitted job; give an absolute "
                 "path that all nodes share, or s3://bucket/prefix"
             )
+
+
+def check_apart(field: str, place: str, source_field: str, source: str) -> None:
+    """Refuse to write among the images that are read.
+
+    Raises:
+        UserError: If `place` is or lies in `source`.
+    """
+    places = [Store(source).uri, Store(place).uri]
+    if Store(place).is_local:
+        places = [os.path.realpath(each) for each in places]
+    if f"{places[1]}/".startswith(f"{places[0]}/"):
+        raise UserError(
+            f"{field}={Store(place).uri} lies in {source_field}={source}; choose a place beside it"
+        )
 
 
 def check_dataset(config: Config, index: DatasetIndex) -> None:

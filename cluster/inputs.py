@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from cluster.claims import check_apart
 from cluster.config import Config
 from cluster.errors import UserError
 from cluster.inspection_files import unit_name
@@ -168,6 +169,10 @@ def _plain_images(config: Config, card: ModelCard) -> Inspected:
             f"{Store(config.run.dir).url(CARD)} does not tell how images are prepared, it is of an "
             "older version; train again, or pack the images and leave inspect.source empty"
         )
+    # Else the pictures of one attempt would be inspected by the next.
+    for field, place in (("run.dir", config.run.dir), ("inspect.dir", config.inspect.dir)):
+        if place:
+            check_apart(field, place, "inspect.source", config.inspect.source)
     store = PatientStore(config.inspect.source, config.data.retry_s)
     unit_images = config.inspect.unit_images
     units, others = plain_units(store, preparation, unit_images=unit_images)

@@ -1,7 +1,6 @@
 """The command `pack`: images of a source become a packed data set, on all cores of the cluster."""
 
 import io
-import os
 import sys
 import time
 from collections import deque
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 import ray
 
+from cluster.claims import check_apart
 from cluster.config import Config
 from cluster.errors import UserError
 from cluster.pack_config import BUILT_IN, DIGITS, SURFACES
@@ -75,7 +75,9 @@ def write_dataset(config: Config) -> DatasetIndex:
     What a stopped run of the same images and settings has packed is not packed again.
     """
     store = Store(config.data.uri)
-    _check_apart(config.pack.source, store)
+    if config.pack.source not in BUILT_IN:
+        # Shards would be overwritten while they are read.
+        check_apart("data.uri", store.uri, "pack.source", config.pack.source)
     plan = plan_for(config)
     if index := open_plan(store, plan):
         print(
@@ -109,23 +111,6 @@ def write_dataset(config: Config) -> DatasetIndex:
                 drop_records(store)
                 raise
     return finish(store, plan, max_bad_fraction=config.data.max_bad_fraction)
-
-
-def _check_apart(source: str, target: Store) -> None:
-    """Refuse to write among the images: shards would be overwritten while they are read.
-
-    Raises:
-        UserError: If the data set is to lie in its source.
-    """
-    if source in BUILT_IN:
-        return
-    places = [Store(source).uri, target.uri]
-    if target.is_local:
-        places = [os.path.realpath(place) for place in places]
-    if f"{places[1]}/".startswith(f"{places[0]}/"):
-        raise UserError(
-            f"data.uri={target.uri} lies in pack.source={source}; choose a place beside it"
-        )
 
 
 def plan_for(config: Config) -> Plan:

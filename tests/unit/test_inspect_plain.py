@@ -158,6 +158,20 @@ def test_a_folder_that_holds_other_files_now_is_told_of(tmp_path: Path) -> None:
         inspect_split(config, calibration_for(config))
 
 
+def test_results_never_lie_among_the_images(tmp_path: Path) -> None:
+    """Their pictures would be images of the next attempt."""
+    folder = _folder(tmp_path / "in")
+    config = _plain(calibrated(tmp_path, WHOLE), folder, dir=str(folder / "out"))
+    with pytest.raises(
+        UserError, match=r"inspect\.dir=\S+/in/out lies in inspect\.source=\S+/in; "
+    ):
+        inspect_split(config, calibration_for(config))
+    assert not (folder / "out").exists()
+    above = with_inspect(config, source=str(tmp_path), dir="")
+    with pytest.raises(UserError, match=r"run\.dir=\S+/run lies in inspect\.source"):
+        inspect_dataset(with_inspect(above, dry_run=True))
+
+
 @pytest.mark.parametrize("preparation", [WHOLE, TILES], ids=["whole", "tiles"])
 def test_units_of_another_size_do_not_mix_with_the_first(
     tmp_path: Path, preparation: Preparation
