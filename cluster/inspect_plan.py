@@ -73,8 +73,18 @@ def _ask(task: Any, config: Config, inputs: Inputs) -> InspectProbe:
     try:
         found: InspectProbe = ray.get(task.remote(config, inputs))
     except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, UserError | DataError) else error) from error
+        raise actionable(error) from error
     return found
+
+
+def actionable(error: RayTaskError) -> Exception:
+    """What failed in an actor, in words that a person can act on where there are any."""
+    if isinstance(error.cause, torch.OutOfMemoryError):
+        return UserError(
+            f"a search does not fit into the GPU's memory ({str(error.cause).splitlines()[0]}); "
+            "lower search.batch, and calibrate with the same"
+        )
+    return error.cause if isinstance(error.cause, UserError | DataError) else error
 
 
 def _costs(

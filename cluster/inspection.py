@@ -27,7 +27,7 @@ from cluster.coco import write_regions
 from cluster.config import Config
 from cluster.errors import UserError
 from cluster.inputs import Inputs, Inspected, find_inputs, first_units
-from cluster.inspect_plan import fitting_actors, num_fitting, print_plan
+from cluster.inspect_plan import actionable, fitting_actors, num_fitting, print_plan
 from cluster.inspection_claim import claim, kept_units
 from cluster.inspection_files import (
     MANIFEST,
@@ -44,7 +44,6 @@ from cluster.inspector import UNITS_AT_ONCE, Inspector, Job, UnitSummary
 from cluster.model_store import Calibration, ModelCard, load_card, load_model, save_card
 from cluster.progress import progress_bar
 from cluster.ray_session import ray_session
-from data.errors import DataError
 from data.patience import PatientStore
 from data.store import Store
 
@@ -187,7 +186,8 @@ def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary
                     _tell_of_missing_nodes(len(actors), config, bar, told)
                     continue
                 actor, unit = running.pop(ready[0])
-                summaries.append(_result(ready[0], unit))
+                beside = [other for mate, other in running.values() if mate is actor]
+                summaries.append(_result(ready[0], [unit, *beside]))
                 bar.update(unit.num_inputs)
                 idle.append(actor)
                 if not waiting and all(actor is not other for other, _ in running.values()):
@@ -223,17 +223,22 @@ def _start_actors(job: Job, wanted: int, config: Config) -> list[Any]:
     return [at_once.remote(job) for _ in range(min(wanted, fitting))]
 
 
-def _result(ready: Any, unit: Inputs) -> UnitSummary:
+def _result(ready: Any, units: list[Inputs]) -> UnitSummary:
+    """What became of the first of the units that its actor was given.
+
+    Raises:
+        UserError: If the actor was killed, by any of them.
+    """
     try:
         summary: UnitSummary = ray.get(ready)
     except RayActorError as error:
         raise UserError(
-            f"the process that inspected {unit.source} was killed each time "
-            f"({str(error).splitlines()[0]}); look for a lack of memory, lower search.batch, or "
-            "take out of what is inspected what it cannot bear"
+            f"the process that inspected {' and '.join(unit.source for unit in units)} was killed "
+            f"each time ({str(error).splitlines()[0]}); look for a lack of memory, lower "
+            "search.batch, or take out of what is inspected what it cannot bear"
         ) from error
     except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, UserError | DataError) else error) from error
+        raise actionable(error) from error
     return summary
 
 

@@ -1,8 +1,13 @@
-"""How many actors of an inspection there is room for."""
+"""How many actors of an inspection there is room for, and what is told where they fail."""
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
+import torch
+from ray.exceptions import RayActorError, RayTaskError
 
 from cluster import inspect_plan, inspection
 from cluster.config import load_config
@@ -49,3 +54,41 @@ def test_missing_nodes_are_told_once(capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().err
     assert said.count("nodes are missing: 10 actors inspect, the cluster has room for 9") == 1
     assert said.count("nodes are missing") == 1
+
+
+class _Actor:
+    """Takes units and does none of them."""
+
+    def __init__(self) -> None:
+        self.inspect = SimpleNamespace(remote=lambda _: object())
+
+
+def _run(monkeypatch: pytest.MonkeyPatch, units: int, error: Exception) -> UserError:
+    """What is told where two actors inspect, and all that they are given ends in an error."""
+    actors = [_Actor(), _Actor()]
+    monkeypatch.setattr(inspection, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr(inspection, "_start_actors", lambda *_: actors)
+    monkeypatch.setattr(inspection.ray, "wait", lambda refs, **_: (refs[:1], refs[1:]))
+
+    def fail(_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(inspection.ray, "get", fail)
+    waiting: list[Any] = [SimpleNamespace(source=f"{n}.tar", num_inputs=1) for n in range(units)]
+    with pytest.raises(UserError) as caught:
+        inspection.run_units(Mock(), waiting, load_config(None, {}))
+    return caught.value
+
+
+def test_all_units_of_an_actor_that_is_killed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two are inspected at once, and nobody knows which of them killed it."""
+    told = str(_run(monkeypatch, 4, RayActorError()))
+    assert "inspected 0.tar and 2.tar was killed each time" in told
+
+
+def test_a_full_gpu_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 ...")
+    told = str(_run(monkeypatch, 1, RayTaskError("inspect", "trace", full).as_instanceof_cause()))
+    assert "does not fit into the GPU's memory (CUDA out of memory. Tried to" in told
+    assert "lower search.batch" in told
+    assert "\n" not in told
