@@ -94,7 +94,7 @@ class Examiner:
     Args:
         model: A model that knows how its images were prepared.
         calibration: How it searches and decides.
-        max_pixels: Most pixels an image may have.
+        max_pixels: Most pixels an image may have, and those searched together beside it.
 
     Raises:
         UserError: If the model is older than that knowledge.
@@ -129,14 +129,32 @@ class Examiner:
     def examine(self, pictures: Sequence[Picture]) -> list[Verdict | DataError]:
         """Examine images; what is said of each depends on itself and its key alone.
 
+        Images are searched together as long as their samples have no more than `max_pixels`
+        pixels, so that memory does not grow with their number.
+
         Returns:
             For each image a verdict, or why it cannot be used.
         """
-        prepared = [self._prepare(picture) for picture in pictures]
-        samples = [one for found in prepared if isinstance(found, list) for one in found]
+        answers: list[Verdict | DataError] = []
+        part: list[tuple[Picture, list[Sample] | DataError]] = []
+        num_pixels = 0
+        for picture in pictures:
+            found = self._prepare(picture)
+            more = sum(s.image[..., 0].size for s in found) if isinstance(found, list) else 0
+            if num_pixels + more > self._max_pixels:
+                answers += self._examine(part)
+                part, num_pixels = [], 0
+            part.append((picture, found))
+            num_pixels += more
+        return answers + self._examine(part)
+
+    def _examine(
+        self, part: list[tuple[Picture, list[Sample] | DataError]]
+    ) -> list[Verdict | DataError]:
+        samples = [one for _, found in part if isinstance(found, list) for one in found]
         scored = iter(self._engine.score(samples))
         answers: list[Verdict | DataError] = []
-        for picture, found in zip(pictures, prepared, strict=True):
+        for picture, found in part:
             if isinstance(found, DataError):
                 answers.append(found)
             else:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.assembly import assemble_images
+from cluster.assembly import Scored, assemble_images
 from cluster.config import Config
 from cluster.engine import Engine
 from cluster.errors import UserError
@@ -18,7 +18,7 @@ from cluster.model_store import Model, load_model, save_card
 from data.errors import DataError
 from data.plain import plain_units, read_plain
 from data.preparation import Mode
-from data.sample import encode_png
+from data.sample import Sample, encode_png
 from data.store import Store
 from data.synthetic import machined_surface
 from tests.image_files import png16
@@ -78,6 +78,27 @@ def test_each_verdict_depends_on_its_image_alone(config: Config) -> None:
     assert together[1:4] == [alone[0], alone[0], alone[1]]
     assert all(isinstance(answer, DataError) for answer in (together[0], together[4]))
     assert alone[0].score != alone[1].score
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each picture has nine tiles of 256 pixels: two fit into 5,000, one into 2,000."""
+    parts: list[int] = []
+    real = Engine.score
+
+    def watched(engine: Engine, samples: list[Sample]) -> list[Scored]:
+        parts.append(len(samples))
+        return real(engine, samples)
+
+    monkeypatch.setattr(Engine, "score", watched)
+    pictures = [Picture(image_file(n), str(n)) for n in range(5)]
+    pictures.insert(1, Picture(b"GIF89a", "bad"))
+    answers = [_examiner(config, "tiles", max_pixels=n).examine(pictures) for n in (5000, 2000)]
+    assert [n for n in parts if n] == [18, 18, 9, 9, 9, 9, 9, 9]
+    assert isinstance(answers[0][1], DataError)
+    del answers[0][1], answers[1][1]
+    assert answers[0] == answers[1]
 
 
 def test_a_low_logit_is_said_to_be_abnormal() -> None:
