@@ -11,7 +11,7 @@ from cluster import report_data
 from cluster.charts import precision_recall_chart, roc_chart
 from cluster.config import Config, load_config
 from cluster.errors import UserError
-from cluster.inspection_files import inspection_folder, picture_path, read_scores
+from cluster.inspection_files import MANIFEST, inspection_folder, picture_path, read_scores
 from cluster.report import REPORT, build_report, confusion, threshold_lines, write_report
 from data.store import Store
 from tests.inspection_fixture import FAILED, write_inspection
@@ -46,6 +46,21 @@ def test_text_of_others_never_becomes_markup(out: Store) -> None:
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert page.count("<script") == 4
+
+
+@pytest.mark.parametrize(("split", "about"), [("test", "data, test"), ("", "data")])
+def test_the_head_says_what_was_inspected_and_what_the_model_takes(
+    out: Store, split: str, about: str
+) -> None:
+    """Neither tiles nor images as they came have the size of the model's input."""
+    write_inspection(out, num_images=3)
+    manifest = json.loads(out.read_bytes(MANIFEST)) | {"split": split, "data_uri": "data"}
+    out.write_bytes(MANIFEST, json.dumps(manifest).encode())
+    page = re.sub(r"\s+", " ", _page(out))
+    assert f"<title>Inspection of {about}</title>" in page
+    assert f"<dt>{'Data set' if split else 'Folder'}</dt><dd>{about}</dd>" in page
+    side = manifest["resolution"]
+    assert f"<dt>Input of the model</dt><dd>{side} × {side} px" in page
 
 
 def test_confusion_counts_labels_and_decisions(out: Store) -> None:
