@@ -31,6 +31,8 @@ from cluster.inspect_plan import actionable, fitting_actors, num_fitting, print_
 from cluster.inspection_claim import claim, kept_units
 from cluster.inspection_files import (
     MANIFEST,
+    METRICS,
+    REPORT,
     drop_summary,
     finished_units,
     inspection_store,
@@ -92,6 +94,9 @@ def calibrate(config: Config) -> Calibration:
     config = _whole_validation(config)
     inspect_split(config, None)
     out = inspection_store(config)
+    # They may tell of another calibration.
+    for path in (METRICS, REPORT):
+        out.delete(path)
     table = read_scores(out)
     chooses = choosing(config, table)
     fusion = fit_score(config, table, chooses)

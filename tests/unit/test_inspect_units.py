@@ -327,6 +327,17 @@ def test_a_manifest_of_fewer_units_than_are_finished_is_written_anew(config: Con
     assert inspect_split(config, calibration)["images"] == 3 * SHARD_SAMPLES
 
 
+def test_what_was_told_of_an_older_calibration_is_gone(config: Config) -> None:
+    config = with_inspect(config, split="validation")
+    out = inspection_store(config)
+    for path in (METRICS, REPORT):
+        out.write_bytes(path, b"of the old scores")
+    calibrate(with_inspect(config, false_positive_rate=0.4))
+    assert not out.exists(METRICS)
+    assert not out.exists(REPORT)
+    assert inspection.read_manifest(out)["images"] == 24
+
+
 def test_what_it_writes_can_be_judged(config: Config) -> None:
     inspect_split(config, calibration_for(config))
     metrics = evaluate_run(config)
