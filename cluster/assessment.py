@@ -8,9 +8,9 @@ from torch import Tensor
 
 from cluster.best_model import BestModel
 from cluster.config import Config
+from cluster.training_data import run_store
 from data.dataset import DatasetIndex
 from data.reader import SplitReader
-from data.store import Store
 from data.stream import normalise, read_images
 from gan.model import Architecture
 from gan.schedule import Phase
@@ -55,7 +55,7 @@ class Assessor:
 
             self._validator = validation.Validator(config, index, architecture, device)
             self._best = BestModel(
-                Store(config.run.dir), architecture, index.preparation, config.objective
+                run_store(config), architecture, index.preparation, config.objective
             )
         self._resolution = config.networks.resolution
 

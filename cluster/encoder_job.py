@@ -16,11 +16,9 @@ from cluster.config import Config
 from cluster.errors import UserError
 from cluster.model_store import load_model, save_encoder
 from cluster.progress import remote_progress
+from cluster.training_data import dataset_store, open_cache, open_split, run_store
 from data.dataset import load_index
 from data.errors import DataError
-from data.reader import SplitReader
-from data.shard_cache import ShardCache
-from data.store import Store
 from data.stream import BatchStream, Share, normalise
 from gan.encoder import EncoderTraining
 from gan.model import place
@@ -65,7 +63,7 @@ def train_encoder(config: Config, board: Any = None) -> None:
         board: Actor that shows progress, a `cluster.progress.ProgressBoard`; None: nobody looks.
     """
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-    settings, run = config.encoder, Store(config.run.dir)
+    settings, run = config.encoder, run_store(config)
     model = load_model(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(config.run.seed)
@@ -96,26 +94,11 @@ def train_encoder(config: Config, board: Any = None) -> None:
 
 def _batches(config: Config, count: int) -> Iterator[Tensor]:
     """Training images at full size, float [B, C, H, W] in [-1, 1]."""
-    data, dataset = config.data, Store(config.data.uri)
-    cache = ShardCache(
-        dataset,
-        folder=data.cache_dir,
-        limit_bytes=int(data.cache_gib * 2**30),
-        retry_s=data.retry_s,
-    )
-    index = load_index(dataset)
-    reader = SplitReader(
-        cache,
-        index,
-        "train-normal",
-        index.resolution,
-        lanes=config.encoder.batch,
-        seed=config.run.seed,
-        symmetries=data.symmetries,
-        max_bad_fraction=data.max_bad_fraction,
-    )
-    part = Share(num_threads=data.loader_threads)
-    stream = BatchStream(reader, None, batch=config.encoder.batch, part=part)
+    index, batch = load_index(dataset_store(config)), config.encoder.batch
+    cache = open_cache(config)
+    reader = open_split(config, cache, index, "train-normal", index.resolution, lanes=batch)
+    part = Share(num_threads=config.data.loader_threads)
+    stream = BatchStream(reader, None, batch=batch, part=part)
     try:
         for _ in range(count):
             yield normalise(stream.next_batch().normal)

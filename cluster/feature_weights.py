@@ -15,7 +15,7 @@ from cluster.config import Config
 from cluster.errors import UserError
 from cluster.section import PACKAGE
 from data.errors import DataError
-from data.store import Store
+from data.patience import PatientStore
 from gan.efficientnet import EfficientNetFeatures
 
 _SUFFIXES = (".safetensors", ".pth", ".pt")
@@ -34,12 +34,13 @@ class FeatureWeights:
     sha256: str
 
 
-def load_feature_weights(location: str) -> FeatureWeights:
+def load_feature_weights(location: str, *, retry_s: float = 0.0) -> FeatureWeights:
     """Read weights; nothing in the file is ever executed.
 
     Args:
         location: Path or URI of a .safetensors, .pth or .pt file, or `package:NAME` for the one
             such file inside an installed package.
+        retry_s: How long a store that does not answer is asked again, in seconds.
 
     Raises:
         UserError: If there is no such file, or it holds more than tensors.
@@ -47,7 +48,7 @@ def load_feature_weights(location: str) -> FeatureWeights:
     path = _in_package(location) if location.startswith(PACKAGE) else location
     folder, slash, name = path.rpartition("/")
     try:
-        payload = Store(folder or slash or ".").read_bytes(name)
+        payload = PatientStore(folder or slash or ".", retry_s).read_bytes(name)
     except DataError as error:
         raise _no_weights(location, str(error)) from None
     try:
@@ -73,7 +74,7 @@ def pretrained_of(config: Config) -> FeatureWeights | None:
     networks = config.networks
     if networks.features == "own":
         return None
-    found = load_feature_weights(networks.feature_weights)
+    found = load_feature_weights(networks.feature_weights, retry_s=config.data.retry_s)
     try:
         frozen = EfficientNetFeatures(resolution=networks.resolution, enlarge=networks.enlarge)
         frozen.load_pretrained(found.tensors)

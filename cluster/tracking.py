@@ -39,6 +39,7 @@ from cluster.mlflow_client import (
     send_rows,
     send_unsent,
 )
+from cluster.training_data import run_store
 from data.store import Store
 
 RECORD = "tracking.json"
@@ -128,7 +129,7 @@ def open_run(config: Config, *, name: str, parent_run_id: str | None = None) -> 
     Returns:
         The run; without an id if MLflow did not answer, which stops nobody.
     """
-    run, uri = Store(config.run.dir), tracking_uri(config)
+    run, uri = run_store(config), tracking_uri(config)
     old = load_run(config)
     run_id = old.run_id if old and old.uri == uri else None
     try:
@@ -147,7 +148,7 @@ def open_run(config: Config, *, name: str, parent_run_id: str | None = None) -> 
 
 def load_run(config: Config) -> RunRef | None:
     """The run recorded in the run directory, if one was opened."""
-    run = Store(config.run.dir)
+    run = run_store(config)
     return RunRef(**json.loads(run.read_bytes(RECORD))) if run.exists(RECORD) else None
 
 
@@ -172,14 +173,15 @@ def finish_run(config: Config, status: str, *, name: str, parent_run_id: str | N
         name: Name shown, if the run could not be opened before.
         parent_run_id: Run under which it is nested, likewise.
     """
-    run = Store(config.run.dir)
-    ref = load_run(config)
-    if ref is None or ref.run_id is None:
-        ref = open_run(config, name=name, parent_run_id=parent_run_id)
-    if ref.run_id is None:
-        return
+    run, uri = run_store(config), config.tracking.uri
     try:
-        client = connect(ref.uri)
+        ref = load_run(config)
+        if ref is None or ref.run_id is None:
+            ref = open_run(config, name=name, parent_run_id=parent_run_id)
+        uri = ref.uri
+        if ref.run_id is None:
+            return
+        client = connect(uri)
         # First, so that the end shows even where only artifacts cannot be sent.
         client.set_terminated(ref.run_id, status)
         if not ref.complete:
@@ -187,7 +189,7 @@ def finish_run(config: Config, status: str, *, name: str, parent_run_id: str | N
             _record(run, RunRef(ref.uri, ref.run_id, complete=True))
         send_unsent(client, ref.run_id, run)
     except Exception as error:
-        _warn(ref.uri, error)
+        _warn(uri, error)
 
 
 def mirror(client: MlflowClient, run_id: str, run: Store) -> None:

@@ -24,6 +24,7 @@ from cluster.progress import FailureNotes, remote_progress
 from cluster.ray_session import ray_session
 from cluster.stopping import stop_on_sigterm
 from cluster.train_loop import schedule_of, train_worker
+from cluster.training_data import run_store
 from data.dataset import DatasetIndex, load_index
 from data.errors import DataError
 from data.store import Store
@@ -55,7 +56,7 @@ def train(config: Config) -> int:
 
 def train_and_calibrate(config: Config, ref: tracking.RunRef) -> None:
     """Train unless the run directory already holds the model, add its encoder, calibrate it."""
-    run = Store(config.run.dir)
+    run = run_store(config)
     if not run.exists(CARD):
         fit(config, ref)
     if config.encoder.kimg and load_card(run).encoder_sha256 is None:
@@ -128,7 +129,7 @@ def fit(
             raise KeyboardInterrupt from None
     if asked.is_set():
         raise KeyboardInterrupt
-    return last_metrics(Store(config.run.dir))
+    return last_metrics(run_store(config))
 
 
 def missing_room(config: Config) -> str:

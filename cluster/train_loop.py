@@ -28,13 +28,11 @@ from cluster.ranks import Ranks, wrap_network
 from cluster.rollback import RATE_CUT, check_second, rollback_note
 from cluster.schedule_config import Stage
 from cluster.stopping import StopFlag
+from cluster.training_data import dataset_store, open_cache, open_split, run_store
 from data.dataset import DatasetIndex, load_index
 from data.errors import DataError
-from data.patience import PatientStore
 from data.reader import SplitReader
 from data.sample import Split
-from data.shard_cache import ShardCache
-from data.store import Store
 from data.stream import BatchStream, Share, normalise
 from gan.augment import AugmentSettings
 from gan.determinism import make_deterministic
@@ -90,15 +88,8 @@ class Worker:
         torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
         self.dtype = getattr(torch, config.cluster.precision)
         self.config = config
-        self.run = PatientStore(config.run.dir, config.data.retry_s)
-        dataset = Store(config.data.uri)
-        self.index = load_index(dataset)
-        self.cache = ShardCache(
-            dataset,
-            folder=config.data.cache_dir,
-            limit_bytes=int(config.data.cache_gib * 2**30),
-            retry_s=config.data.retry_s,
-        )
+        self.run, dataset = run_store(config), dataset_store(config)
+        self.index, self.cache = load_index(dataset), open_cache(config)
         self.quarantine = Quarantine(self.run, self.rank)
         self.pretrained = pretrained_of(config)
         self.architecture = architecture_of(config, self.index, self.pretrained)
@@ -322,18 +313,9 @@ class Worker:
     def open_split(
         self, split: Split, resolution: int, *, lanes: int, masks: bool = False
     ) -> SplitReader:
-        """The images of one split; with a lane for each place of a batch, see data.partition."""
-        data = self.config.data
-        return SplitReader(
-            self.cache,
-            self.index,
-            split,
-            resolution,
-            lanes=lanes,
-            seed=self.config.run.seed,
-            symmetries=data.symmetries,
-            max_bad_fraction=data.max_bad_fraction,
-            masks=masks,
+        """The images of one split, see `cluster.training_data.open_split`."""
+        return open_split(
+            self.config, self.cache, self.index, split, resolution, lanes=lanes, masks=masks
         )
 
 

@@ -11,9 +11,9 @@ from cluster.assessment import fade_of
 from cluster.config import Config
 from cluster.engine import search_settings
 from cluster.errors import UserError
+from cluster.training_data import dataset_store
 from data.dataset import DatasetIndex
 from data.shards import read_shard
-from data.store import Store
 from data.stream import normalise
 from gan.evidence import (
     anomaly_map,
@@ -53,7 +53,7 @@ class Validator:
         architecture: Architecture,
         device: torch.device,
     ) -> None:
-        store = Store(config.data.uri)
+        store = dataset_store(config)
         samples = []
         for shard in index.shards_of("validation"):
             samples += read_shard(store.read_bytes(shard.path), shard).samples
