@@ -13,6 +13,7 @@ from cluster.engine import search_settings
 from cluster.errors import UserError
 from cluster.training_data import dataset_store
 from data.dataset import DatasetIndex
+from data.sample import Sample
 from data.shards import read_shard
 from data.stream import normalise
 from gan.evidence import (
@@ -53,13 +54,7 @@ class Validator:
         architecture: Architecture,
         device: torch.device,
     ) -> None:
-        store = dataset_store(config)
-        samples = []
-        for shard in index.shards_of("validation"):
-            samples += read_shard(store.read_bytes(shard.path), shard).samples
-        # Shards are mixed at random, so the first images are a fair draw.
-        known = [sample for sample in samples if sample.label != "unlabelled"]
-        known = known[: config.tracking.validation_images]
+        known = _first_labelled(config, index)
         self._abnormal = np.array([sample.label == "abnormal" for sample in known])
         if not self._abnormal.any() or self._abnormal.all():
             raise UserError(
@@ -126,6 +121,19 @@ class Validator:
         images = terms_NK[:, None]
         normal, abnormal = (list(images[self._abnormal == is_it]) for is_it in (False, True))
         return fit_fusion(names, normal, abnormal).scores(terms_NK)
+
+
+def _first_labelled(config: Config, index: DatasetIndex) -> list[Sample]:
+    """The first labelled validation images; shards are mixed at random, so a fair draw."""
+    store, wanted = dataset_store(config), config.tracking.validation_images
+    known: list[Sample] = []
+    for shard in index.shards_of("validation"):
+        if len(known) == wanted:
+            break
+        samples = read_shard(store.read_bytes(shard.path), shard).samples
+        labelled = [sample for sample in samples if sample.label != "unlabelled"]
+        known += labelled[: wanted - len(known)]
+    return known
 
 
 def settings_at(num_levels: int, settings: SearchSettings) -> SearchSettings:
