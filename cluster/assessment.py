@@ -55,7 +55,11 @@ class Assessor:
 
             self._validator = validation.Validator(config, index, architecture, device)
             self._best = BestModel(
-                run_store(config), architecture, index.preparation, config.objective
+                run_store(config),
+                architecture,
+                index.preparation,
+                config.objective,
+                measure=self._validator.measure,
             )
         self._resolution = config.networks.resolution
 

@@ -1,13 +1,21 @@
 """The best model so far, by AUROC on validation images.
 
-It lies in `best/<number>/` of the run directory. A better one is whole before it goes.
+It lies in `best/<number>/` of the run directory. A better one is whole before it goes. One found
+with other validation images or another search gives way to the first that is measured anew.
 """
 
 import contextlib
 
 from cluster.config import ObjectiveConfig
 from cluster.errors import UserError
-from cluster.model_store import MODEL, copy_model, delete_model, load_model, save_model
+from cluster.model_store import (
+    MODEL,
+    ModelCard,
+    copy_model,
+    delete_model,
+    load_model,
+    save_model,
+)
 from data.errors import LostDataError
 from data.preparation import Preparation
 from data.store import Store
@@ -25,6 +33,7 @@ class BestModel:
         architecture: What is trained.
         preparation: How its images were prepared.
         objective: Weights it is trained with.
+        measure: What AUROCs must have in common to be compared, see `cluster.validation`.
     """
 
     def __init__(
@@ -33,16 +42,21 @@ class BestModel:
         architecture: Architecture,
         preparation: Preparation,
         objective: ObjectiveConfig,
+        *,
+        measure: str,
     ) -> None:
         self._run, self._architecture = run, architecture
         self._preparation, self._objective = preparation, objective
-        self._best = _stored(run)
+        self._measure = measure
+        stored = _stored(run)
+        is_comparable = stored and stored[0].validation_measure == measure
+        self._best = stored[0].validation_auroc if stored and is_comparable else None
 
     def offer(self, state: TrainingState, auroc: float) -> float:
         """Keep the model if it is better than all before; returns the highest AUROC so far."""
-        if self._best is None or auroc > self._best[0]:
-            numbers = [int(old.rpartition("/")[2]) for old in _folders(self._run)]
-            folder = f"{BEST}/{max(numbers, default=0) + 1:03d}"
+        if self._best is None or auroc > self._best:
+            number = 1 + max(map(_number, _folders(self._run)), default=0)
+            folder = f"{BEST}/{number:03d}"
             save_model(
                 self._run,
                 self._architecture,
@@ -53,11 +67,12 @@ class BestModel:
                 images_seen=state.images_seen,
                 folder=folder,
                 validation_auroc=auroc,
+                validation_measure=self._measure,
             )
-            self._best = auroc, folder
+            self._best = auroc
             for old in _folders(self._run) - {folder}:
                 delete_model(self._run, old)
-        return self._best[0]
+        return self._best
 
 
 def _folders(run: Store) -> set[str]:
@@ -66,15 +81,17 @@ def _folders(run: Store) -> set[str]:
     return {f"{BEST}/{name}" for name in found if name.isdecimal()}
 
 
-def _stored(run: Store) -> tuple[float, str] | None:
-    """AUROC and folder of the best whole model; None without one."""
-    found = []
-    for folder in _folders(run):
+def _number(folder: str) -> int:
+    return int(folder.rpartition("/")[2])
+
+
+def _stored(run: Store) -> tuple[ModelCard, str] | None:
+    """Card and folder of the last whole model, which was the best when it came; None without one."""
+    for folder in sorted(_folders(run), key=_number, reverse=True):
         # One that is not whole was being written or deleted when the run was killed.
         with contextlib.suppress(UserError, LostDataError):
-            auroc = load_model(run, folder).card.validation_auroc
-            found.append((auroc or 0.0, folder))
-    return max(found, default=None)
+            return load_model(run, folder).card, folder
+    return None
 
 
 def finish_with_best(run: Store) -> bool:

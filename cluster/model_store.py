@@ -96,6 +96,7 @@ class ModelCard(BaseModel):
     weights_sha256: str
     calibration: Calibration | None
     validation_auroc: float | None = None
+    validation_measure: str | None = None
     encoder_sha256: str | None = None
 
     @field_validator("calibration", mode="before")
@@ -143,6 +144,7 @@ def save_model(
     images_seen: int,
     folder: str = MODEL,
     validation_auroc: float | None = None,
+    validation_measure: str | None = None,
 ) -> None:
     """Write weights, then model.json, so that a model with a card is whole."""
     weights = weights_to_bytes(generator=generator, discriminator=discriminator)
@@ -158,6 +160,7 @@ def save_model(
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         calibration=None,
         validation_auroc=validation_auroc,
+        validation_measure=validation_measure,
     )
     save_card(run, card, folder)
 

@@ -1,5 +1,7 @@
 """How well a model in training tells validation images apart, by a short latent search."""
 
+import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +39,10 @@ from gan.state import TrainingState
 class Validator:
     """Scores the same validation images whenever it is asked.
 
+    Attributes:
+        measure: Digest of those images' keys and of the search: only AUROCs with the same one can
+            be compared.
+
     Args:
         config: Configuration of the run.
         index: Index of its data set.
@@ -67,6 +73,9 @@ class Validator:
         self._architecture = architecture
         self._last_stage = num_stages(index.resolution) - 1
         self._search, self._seed = config.search, config.run.seed
+        # How many searches run at a time changes no score.
+        asked = json.dumps([self._keys, config.search.model_dump(exclude={"batch"})])
+        self.measure = hashlib.sha256(asked.encode()).hexdigest()
 
     def auroc(self, state: TrainingState, phase: Phase) -> float:
         """Area under the ROC curve of `search.statistic`, at the resolution now trained."""

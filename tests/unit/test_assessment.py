@@ -140,6 +140,8 @@ def test_nothing_is_measured_that_was_not_asked_for(packed: Store, tmp_path: Pat
 class Judge:
     """Stands for the latent search: gives the AUROCs it was told to."""
 
+    measure = "first"
+
     def __init__(self, *aurocs: float) -> None:
         self._aurocs = iter(aurocs)
 
@@ -172,10 +174,10 @@ def test_best_model_is_chosen_at_the_final_resolution_without_a_fade(
         assert torch.equal(value, best[name])
 
 
-def _best(config: Config) -> BestModel:
+def _best(config: Config, measure: str = "first") -> BestModel:
     index = load_index(Store(config.data.uri))
-    architecture = architecture_of(config, index)
-    return BestModel(Store(config.run.dir), architecture, index.preparation, config.objective)
+    run, architecture = Store(config.run.dir), architecture_of(config, index)
+    return BestModel(run, architecture, index.preparation, config.objective, measure=measure)
 
 
 def test_best_so_far_is_known_again_after_a_restart(packed: Store, tmp_path: Path) -> None:
@@ -188,6 +190,19 @@ def test_best_so_far_is_known_again_after_a_restart(packed: Store, tmp_path: Pat
     assert _kept(tmp_path) == [0], "the first of two equals stays"
     assert again.offer(state, 0.9) == 0.9
     assert _kept(tmp_path) == [10]
+
+
+def test_a_best_that_was_measured_otherwise_gives_way(packed: Store, tmp_path: Path) -> None:
+    config = load_config(None, TINY | {"data.uri": packed.uri, "run.dir": str(tmp_path)})
+    state, run = _state(config), Store(str(tmp_path))
+    _best(config).offer(state, 0.95)
+    state.images_seen = 10
+    other = _best(config, "second")
+    assert _kept(tmp_path) == [0], "it stays until there is another one"
+    assert other.offer(state, 0.7) == 0.7
+    assert _kept(tmp_path) == [10]
+    assert finish_with_best(run)
+    assert load_card(run).validation_auroc == 0.7
 
 
 def _kept(run: Path) -> list[int]:

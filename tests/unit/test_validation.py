@@ -56,3 +56,16 @@ def test_the_first_labelled_images_judge_and_no_more_is_read(
     )
     assert _validator(packed, tracking__validation_images=wanted)._keys == expected
     assert len([path for path in read if path.endswith(".tar")]) == needed
+
+
+def test_other_images_or_another_search_are_another_measure(packed: Store) -> None:
+    """Settings that a run may be resumed with."""
+    same = _validator(packed, tracking__validation_images=11).measure
+    assert _validator(packed, tracking__validation_images=11).measure == same
+    assert _validator(packed, tracking__validation_images=11, search__batch=4).measure == same
+    others = [
+        _validator(packed, tracking__validation_images=12).measure,
+        _validator(packed, tracking__validation_images=11, search__steps=6).measure,
+        _validator(packed, tracking__validation_images=11, search__statistic="mean").measure,
+    ]
+    assert len({same, *others}) == 4
