@@ -86,7 +86,7 @@ def _number(folder: str) -> int:
 
 
 def _stored(run: Store) -> tuple[ModelCard, str] | None:
-    """Card and folder of the last whole model, which was the best when it came; None without one."""
+    """Card and folder of the last whole model, the best when it came; None without one."""
     for folder in sorted(_folders(run), key=_number, reverse=True):
         # One that is not whole was being written or deleted when the run was killed.
         with contextlib.suppress(UserError, LostDataError):

@@ -12,6 +12,7 @@ from gan.thresholds import NEED_ABNORMAL, NEED_NORMAL, needed_images
 
 # Sections that decide what a run computes; changing one of them makes another run.
 IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer", "augment", "encoder")
+_ALSO_IDENTITY = ("cluster.precision",)
 _NOT_IDENTITY = (
     "run.dir",
     "data.max_bad_fraction",
@@ -123,14 +124,14 @@ def check_same_run(config: Config, old: Config, *, sections: tuple[str, ...] = I
         old: Settings the directory was begun with.
         sections: Sections that decide what is computed.
     """
-    for section in sections:
+    now, then = config.model_dump(), old.model_dump()
+    fields = [f"{section}.{field}" for section in sections for field in now[section]]
+    for dotted in [*fields, *_ALSO_IDENTITY]:
+        section, _, field = dotted.partition(".")
         # A finished model may be given an encoder later.
-        if section == "encoder" and not old.encoder.kimg:
-            continue
-        mine, theirs = getattr(config, section).model_dump(), getattr(old, section).model_dump()
-        for field, value in mine.items():
-            if f"{section}.{field}" not in _NOT_IDENTITY:
-                check_same(config, f"{section}.{field}", value, theirs[field])
+        is_added = section == "encoder" and not old.encoder.kimg
+        if dotted not in _NOT_IDENTITY and not is_added:
+            check_same(config, dotted, now[section][field], then[section][field])
 
 
 def check_same(config: Config, field: str, mine: object, theirs: object) -> None:

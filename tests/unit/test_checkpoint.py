@@ -108,6 +108,13 @@ def test_another_number_of_workers_is_the_same_run() -> None:
         check_same_run(load_config(None, {"run.seed": 1}), before)
 
 
+def test_a_run_keeps_its_precision_and_may_cut_its_batches_otherwise() -> None:
+    before = load_config()
+    check_same_run(load_config(None, {"cluster.images_per_pass": 8}), before)
+    with pytest.raises(UserError, match=r"cluster\.precision='float32', not 'bfloat16'"):
+        check_same_run(load_config(None, {"cluster.precision": "bfloat16"}), before)
+
+
 def test_latents_drawn_anew_depend_on_where(tmp_path: Path) -> None:
     states = []
     for images_seen in (96, 128):

@@ -41,8 +41,9 @@ def config(tmp_path: Path) -> Config:
 
 
 @pytest.fixture
-def away(config: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """Settings of a run; each operation fails the first time an object is asked for."""
+def failed(monkeypatch: pytest.MonkeyPatch, config: Config) -> set[tuple[str, str, str]]:
+    """What has failed: each operation does, the first time an object is asked for."""
+    assert config, "its data set is packed before"
     monkeypatch.setattr("data.patience.time.sleep", lambda _: None)
     failed: set[tuple[str, str, str]] = set()
 
@@ -58,17 +59,19 @@ def away(config: Config, monkeypatch: pytest.MonkeyPatch) -> Config:
 
     for name in OPERATIONS:
         monkeypatch.setattr(Store, name, once(name, getattr(Store, name)))
-    return config
+    return failed
 
 
-def test_no_operation_of_a_training_run_ends_it(away: Config) -> None:
-    config = away
+def test_no_operation_of_a_training_run_ends_it(
+    config: Config, failed: set[tuple[str, str, str]]
+) -> None:
     record = {"uri": "http://127.0.0.1:9", "run_id": None}
     job = {"config": config.model_dump(), "tracking": record, "board": Board()}
     with without_ray():
         train_worker(job)
     run = run_store(config)
     assert last_metrics(run)["validation_auroc"] >= 0
+    failed.clear()
     train_encoder(config)
     assert load_card(run).encoder_sha256
     assert tracking.load_run(config)

@@ -1,6 +1,5 @@
 """Which validation images judge a model in training, and what tells one measure from another."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
