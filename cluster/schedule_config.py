@@ -86,7 +86,7 @@ class Schedule(Section):
             limit: Most training images that a worker computes at once, 0 for all.
 
         Raises:
-            ValueError: If a batch cannot be shared out.
+            ValueError: If a batch cannot be shared out, or the last stage trains nothing.
         """
         result = []
         for side in map(stage_resolution, range(num_stages(resolution))):
@@ -105,10 +105,20 @@ class Schedule(Section):
             parts = _num_parts(side, shares, num_groups, limit)
             least = shares[0] // num_groups
             result.append(Stage(resolution=side, num_parts=parts, least_pass=least, **plan))
+        _check_last(result[-1])
         return result
 
     def _at(self, side: int) -> AtResolution:
         return next((own for key, own in self.at.items() if key == side), AtResolution())
+
+
+def _check_last(stage: Stage) -> None:
+    fade_kimg = stage.fade_kimg if stage.resolution > 4 else 0.0
+    if not round(fade_kimg * 1000) + round(stage.steady_kimg * 1000):
+        raise ValueError(
+            f"schedule.at.{stage.resolution} leaves the last stage without an image to train on; "
+            "give it a steady_kimg of at least 0.001"
+        )
 
 
 def _check_shares(where: str, size: int, counts: Sequence[int], group_size: int) -> None:

@@ -61,6 +61,17 @@ PATCHES: dict[str, object] = {
             "cluster.deterministic=True cannot be kept on GPUs with augment.transforms zoom, whose",
         ),
         ({"schedule.at": {32: {"batch": 6}}}, "schedule.at.32.batch=6 must be a multiple"),
+        (
+            {
+                "networks.resolution": 16,
+                "schedule.at": {16: {"fade_kimg": 0, "steady_kimg": 0}},
+            },
+            "schedule.at.16 leaves the last stage without an image to train on; give it a steady_",
+        ),
+        (
+            {"networks.resolution": 4, "schedule.at": {4: {"fade_kimg": 9, "steady_kimg": 0}}},
+            "schedule.at.4 leaves the last stage without an image to train on",
+        ),
         ({"schedule.at": {48: {}}}, "schedule.at.48=48: input should be 4, 8, 16"),
         ({"schedule.at": {32: {"bath": 6}}}, "schedule.at.32 has batch, abnormal_batch"),
         ({"cluster.images_per_pass": 2}, "cluster.images_per_pass=2 cannot be kept at 4 pixels"),
