@@ -251,7 +251,7 @@ class Config(Section):
             num_workers: Workers that share a batch; None: cluster.num_workers.
 
         Raises:
-            ValueError: If a batch cannot be shared out.
+            ValueError: If a batch cannot be shared out, or the last stage trains nothing.
         """
         return self.schedule.stages(
             self.networks.resolution,
@@ -259,6 +259,7 @@ class Config(Section):
             worker_counts=self.cluster.worker_counts,
             group_size=self.networks.group_size,
             limit=self.cluster.images_per_pass,
+            with_abnormal=self.objective.alpha > 0,
         )
 
 

@@ -75,6 +75,7 @@ class Schedule(Section):
         worker_counts: Sequence[int],
         group_size: int,
         limit: int,
+        with_abnormal: bool,
     ) -> list[Stage]:
         """The plan of every stage up to a final resolution.
 
@@ -84,11 +85,13 @@ class Schedule(Section):
             worker_counts: All numbers of them that must be able to.
             group_size: Images of a minibatch-std group, which no share may cut.
             limit: Most training images that a worker computes at once, 0 for all.
+            with_abnormal: Whether known abnormal images are read; otherwise any number will do.
 
         Raises:
             ValueError: If a batch cannot be shared out, or the last stage trains nothing.
         """
         result = []
+        names = ("batch", "abnormal_batch") if with_abnormal else ("batch",)
         for side in map(stage_resolution, range(num_stages(resolution))):
             own = self._at(side).model_dump(exclude_none=True)
             plan = {
@@ -97,10 +100,10 @@ class Schedule(Section):
                 "fade_kimg": self.fade_kimg,
                 "steady_kimg": self.final_kimg if side == resolution else self.steady_kimg,
             } | own
-            for name in ("batch", "abnormal_batch"):
+            for name in names:
                 where = f"schedule.at.{side}.{name}" if name in own else f"schedule.{name}"
                 _check_shares(where, plan[name], worker_counts, group_size)
-            shares = [plan[name] // num_workers for name in ("batch", "abnormal_batch")]
+            shares = [plan[name] // num_workers for name in names]
             num_groups = math.gcd(*shares) // group_size
             parts = _num_parts(side, shares, num_groups, limit)
             least = shares[0] // num_groups
@@ -139,8 +142,10 @@ def _num_parts(side: int, shares: list[int], num_groups: int, limit: int) -> int
     for parts in range(1, num_groups + 1):
         if num_groups % parts == 0 and (not limit or shares[0] // parts <= limit):
             return parts
+    kinds = zip(shares, ("training", "abnormal"), strict=False)
+    told = " and ".join(f"{share} {kind}" for share, kind in kinds)
     raise ValueError(
-        f"cluster.images_per_pass={limit} cannot be kept at {side} pixels: {shares[0]} training "
-        f"and {shares[1]} abnormal images a worker, whose groups stay whole, can be cut to "
-        f"{shares[0] // num_groups} at least; raise it, or bring the batches closer together"
+        f"cluster.images_per_pass={limit} cannot be kept at {side} pixels: {told} images a worker, "
+        f"whose groups stay whole, can be cut to {shares[0] // num_groups} at least; raise it"
+        + (", or bring the batches closer together" if len(shares) > 1 else "")
     )

@@ -202,6 +202,7 @@ def claim(config: Config) -> None:
     check_places(config)
     check_dataset(config, index)
     check_shards(dataset, index)
+    _check_batches(config)
     if not index.num_samples("train-abnormal"):
         raise UserError(
             f"{config.data.uri} has no images in train-abnormal, which a search over "
@@ -214,6 +215,17 @@ def claim(config: Config) -> None:
         check_same(config, "tracking.validation_images", images, before)
     claim_dataset(config, root)
     root.write_bytes(_SETTINGS, dump_config(config).encode())
+
+
+def _check_batches(config: Config) -> None:
+    """Refuse batches that trials cannot share out; they all have an alpha, whatever is set."""
+    with_alpha = config.objective.model_copy(update={"alpha": 1.0})
+    trial = config.model_copy(update={"objective": with_alpha})
+    try:
+        for num_workers in config.cluster.worker_counts:
+            trial.stages(num_workers)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _metrics(result: ray_tune.Result) -> dict[str, Any]:

@@ -156,6 +156,19 @@ def test_fewer_workers_compute_the_same_batch_in_more_parts() -> None:
     assert list(load_config().cluster.worker_counts) == [2]
 
 
+def test_without_alpha_nothing_is_asked_of_known_abnormal_images() -> None:
+    odd: dict[str, object] = {"schedule.abnormal_batch": 6, "cluster.images_per_pass": 4}
+    with pytest.raises(UserError, match=r"schedule\.abnormal_batch=6 must be a multiple"):
+        load_config(None, odd)
+    # 32 images are 16 on each of two workers, in groups of 4.
+    plain = load_config(None, odd | {"objective.alpha": 0})
+    assert {stage.num_parts for stage in plain.stages()} == {4}
+    with pytest.raises(
+        UserError, match=r"16 training images a worker, .* to 4 at least; raise it$"
+    ):
+        load_config(None, odd | {"objective.alpha": 0, "cluster.images_per_pass": 2})
+
+
 def test_settings_of_a_resolution_survive_the_file(tmp_path: Path) -> None:
     config = load_config(None, {"schedule.at": {64: {"batch": 64}}})
     path = tmp_path / "run.yaml"

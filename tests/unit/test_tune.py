@@ -198,6 +198,17 @@ def test_a_study_of_another_data_set_is_refused(packed: Path, tmp_path: Path) ->
         claim_dataset(config, root)
 
 
+def test_a_study_whose_trials_cannot_share_their_batches_is_refused(tmp_path: Path) -> None:
+    uri = str(tmp_path / "data")
+    counts = {"num_train_normal": 8, "num_train_abnormal": 4, "num_validation": 60}
+    items = synthetic_surfaces(resolution=16, seed=1, **counts)
+    pack(items, Store(uri), resolution=16, name="metal", seed=0)
+    words = {"run.dir": str(tmp_path), "data.uri": uri}
+    odd = {"objective.alpha": 0, "schedule.abnormal_batch": 6}
+    with pytest.raises(UserError, match=r"^schedule\.abnormal_batch=6 must be a multiple"):
+        claim(study_config(load_config(None, TINY | words | odd)))
+
+
 @pytest.mark.parametrize(
     "setting", [{"tracking.validation_images": 60}, {"tune.max_concurrent": 2}], ids=str
 )
