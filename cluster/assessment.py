@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cluster.validation import Validator
 
 _BLOCK = 32
-"""Images held at a time."""
+"""Images held at a time, at most; never more than a training pass, for which there is memory."""
 
 OpenReader = Callable[[int], SplitReader]
 
@@ -96,29 +96,30 @@ class TrainingDistance:
         self._seed, self._device, self._open = config.run.seed, device, open_reader
         source = torch.Generator().manual_seed(config.run.seed)
         self._latents = torch.randn(self._count, config.networks.latent_dim, generator=source)
+        self._blocks = [min(_BLOCK, stage.pass_images) for stage in config.stages()]
         # Of one resolution only: earlier ones do not come back.
         self._reference: tuple[int, SlicedWasserstein] | None = None
 
     def measure(self, state: TrainingState, phase: Phase) -> dict[str, float]:
         """The mean over all levels as `swd`, and each level as `swd_<its resolution>`."""
         if self._reference is None or self._reference[0] != phase.resolution:
-            real = SlicedWasserstein(self._training_images(phase.resolution), seed=self._seed)
+            real = SlicedWasserstein(self._training_images(phase), seed=self._seed)
             self._reference = phase.resolution, real
         levels = self._reference[1].distances(self._generated_images(state, phase))
         mean = sum(levels.values()) / len(levels)
         return {"swd": mean} | {f"swd_{side}": value for side, value in levels.items()}
 
-    def _training_images(self, resolution: int) -> Iterator[Tensor]:
-        reader = self._open(resolution)
+    def _training_images(self, phase: Phase) -> Iterator[Tensor]:
+        reader, block = self._open(phase.resolution), self._blocks[phase.stage]
         try:
-            for start in range(0, self._count, _BLOCK):
-                numbers = range(start, min(start + _BLOCK, self._count))
+            for start in range(0, self._count, block):
+                numbers = range(start, min(start + block, self._count))
                 yield normalise(read_images(reader, numbers).to(self._device))
         finally:
             reader.close()
 
     def _generated_images(self, state: TrainingState, phase: Phase) -> Iterator[Tensor]:
-        for latents in self._latents.split(_BLOCK):
+        for latents in self._latents.split(self._blocks[phase.stage]):
             images = state.average(latents.to(self._device), phase.stage, fade_of(state, phase))
             yield images.clamp(-1, 1)
 

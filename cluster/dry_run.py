@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cluster.config import Config
 from cluster.errors import UserError
-from cluster.probe import Probe, images_per_pass, memory_of, probe
+from cluster.probe import Probe, memory_of, probe
 from cluster.progress import duration
 from cluster.ray_session import ray_session
 from cluster.schedule_config import Stage
@@ -57,7 +57,7 @@ def check_memory(config: Config, memories: list[StepMemory], found: Probe) -> No
         UserError: Naming the stage and how many images would fit.
     """
     for stage, memory in zip(config.stages(), memories, strict=True):
-        images = images_per_pass(config, stage)
+        images = stage.pass_images
         needed = found.needed_bytes(memory, images)
         if needed <= found.memory_bytes:
             continue
@@ -139,7 +139,7 @@ def _rows(
         for network in networks:
             network.activate(number, fading=False)
         weights = [num_parameters(network, active=True) for network in networks]
-        needed = found.needed_bytes(memory, images_per_pass(config, stage)) / _GIB
+        needed = found.needed_bytes(memory, stage.pass_images) / _GIB
         step_s = found.step_s.get(stage.resolution)
         kimg_s = abs(step_s) * 1000 / stage.batch if step_s else None
         mark = "~" if step_s and step_s < 0 else ""

@@ -5,6 +5,7 @@ import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,7 @@ class Observer:
         self._gauges = Gauges(run.uri)
         source = torch.Generator().manual_seed(config.run.seed)
         self._latents = torch.randn(_NUM_SAMPLES, config.networks.latent_dim, generator=source)
+        self._pass_images = [stage.pass_images for stage in config.stages()]
         self._board = board
         self.rewind(state)
 
@@ -155,10 +157,13 @@ class Observer:
 
     @torch.no_grad()
     def _draw(self, phase: Phase) -> None:
-        latents = self._latents.to(self._state.device)
-        images = self._state.average(latents, phase.stage, fade_of(self._state, phase))
+        fade, parts = fade_of(self._state, phase), []
+        # As many at once as a training pass computes, for which there is memory.
+        for latents in self._latents.split(self._pass_images[phase.stage]):
+            images = self._state.average(latents.to(self._state.device), phase.stage, fade)
+            parts.append(to_uint8(images))
         path = f"{SAMPLES}{self._state.images_seen / 1000:07.1f}-kimg-{phase.resolution}px.png"
-        self._run.write_bytes(path, encode_png(grid(to_uint8(images), _SAMPLE_COLUMNS)))
+        self._run.write_bytes(path, encode_png(grid(np.concatenate(parts), _SAMPLE_COLUMNS)))
         self._tracker.picture(path)
 
     def save(self) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from cluster.config import Config
-from cluster.schedule_config import Stage
 from gan.memory import StepMemory, step_memory
 from gan.model import Architecture
 from gan.schedule import Phase
@@ -86,7 +85,7 @@ def probe(values: dict[str, Any], channels: int, workers_per_node: int) -> Probe
     state = TrainingState(architecture, rates, seed=0, rank=0, device=device)
     deadline, last_s = time.monotonic() + _PROBE_S, 0.0
     for number, (stage, memory) in enumerate(zip(config.stages(), memories, strict=True)):
-        if found.needed_bytes(memory, images_per_pass(config, stage)) > found.memory_bytes:
+        if found.needed_bytes(memory, stage.pass_images) > found.memory_bytes:
             break
         if _GROWTH * last_s * _NUM_TIMED > deadline - time.monotonic():
             last_s *= _GROWTH
@@ -144,8 +143,3 @@ def _memory_bytes(device: torch.device) -> int:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _CGROUP_LIMIT.read_text().strip() if _CGROUP_LIMIT.exists() else "max"
     return total if limit == "max" else min(total, int(limit))
-
-
-def images_per_pass(config: Config, stage: Stage) -> int:
-    """Training images that a worker computes at once."""
-    return stage.batch // config.cluster.num_workers // stage.num_parts

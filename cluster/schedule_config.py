@@ -38,7 +38,8 @@ class Stage:
 
     Attributes:
         num_parts: Parts that a worker cuts its share of a batch into.
-        least_pass: Training images of the smallest part it can be cut into.
+        pass_images: Training images of such a part, which are computed at once.
+        least_pass: Those of the smallest part it can be cut into.
     """
 
     resolution: int
@@ -48,6 +49,7 @@ class Stage:
     steady_kimg: float
     lr_factor: float
     num_parts: int
+    pass_images: int
     least_pass: int
 
 
@@ -106,8 +108,15 @@ class Schedule(Section):
             shares = [plan[name] // num_workers for name in names]
             num_groups = math.gcd(*shares) // group_size
             parts = _num_parts(side, shares, num_groups, limit)
-            least = shares[0] // num_groups
-            result.append(Stage(resolution=side, num_parts=parts, least_pass=least, **plan))
+            result.append(
+                Stage(
+                    resolution=side,
+                    num_parts=parts,
+                    pass_images=shares[0] // parts,
+                    least_pass=shares[0] // num_groups,
+                    **plan,
+                )
+            )
         _check_last(result[-1])
         return result
 

@@ -52,10 +52,13 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Store:
 class Measured:
     """An assessor of an untrained model, and the readers it opened."""
 
-    def __init__(self, packed: Store, run: Path, **tracking: Any) -> None:
+    def __init__(
+        self, packed: Store, run: Path, *, images_per_pass: int = 0, **tracking: Any
+    ) -> None:
         fields = {f"tracking.{name}": value for name, value in tracking.items()}
         places = {"data.uri": packed.uri, "run.dir": str(run)}
-        self.config = load_config(None, TINY | places | fields)
+        limit = {"cluster.images_per_pass": images_per_pass}
+        self.config = load_config(None, TINY | places | limit | fields)
         self.index = load_index(packed)
         self.opened: list[SplitReader] = []
         self.state = _state(self.config)
@@ -108,6 +111,14 @@ def test_swd_follows_the_resolution_and_the_fade_and_reads_each_resolution_once(
     assert measured.at(FADING, 75) == late
     assert [reader.shape for reader in measured.opened] == [(1, 8, 8), (1, 16, 16)]
     assert not any(reader._open for reader in measured.opened), "files are left open"
+
+
+def test_no_more_images_are_held_than_in_a_training_pass(packed: Store, tmp_path: Path) -> None:
+    measured, made = Measured(packed, tmp_path, images_per_pass=4), set()
+    measured.state.average.register_forward_pre_hook(lambda _, args: made.add(len(args[0])))
+    found = measured.at(LAST, 150)
+    assert made == {4}
+    assert found == pytest.approx(Measured(packed, tmp_path).at(LAST, 150), rel=1e-4)
 
 
 def test_a_run_that_is_resumed_measures_the_same(packed: Store, tmp_path: Path) -> None:
