@@ -103,7 +103,7 @@ def _print_summary(
         table.add_row(name, *("-" if value is None else f"{value:.3f}" for value in values))
     console.print(table)
     report = Store(runs[METHOD].run.dir).url("inspection/test/report.html")
-    uri = tracking.tracking_uri(config)
+    uri = tracking.public_uri(tracking.tracking_uri(config))
     python = shlex.quote(sys.executable)
     print(f"report:  {report}")
     print(f"compare: {python} -m mlflow ui --backend-store-uri {shlex.quote(uri)}")

@@ -130,7 +130,7 @@ def check_mlflow(config: Config) -> Iterator[str]:
         connect(uri).search_experiments(max_results=1)
     # Beneath MLflow lie HTTP clients and database drivers with errors of their own.
     except Exception as error:
-        reason = public_uri(" ".join(str(error).split())[:200])
+        reason = public_uri(" ".join(str(error).split()))[:200]
         raise UserError(
             f"tracking.uri={shown} does not answer ({reason}); start the server or mend the URI"
         ) from None

@@ -46,6 +46,7 @@ RECORD = "tracking.json"
 METRICS = "metrics.jsonl"
 SAMPLES = "samples/"
 _SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+_SECRETS = "user|uid|password|passwd|pwd|passfile|token|odbc_connect"
 _MAX_BACKOFF_S = 30.0
 
 
@@ -77,7 +78,7 @@ def tracking_uri(config: Config) -> str:
         path = uri.removeprefix(SQLITE)
         if scheme not in _SCHEMES or (scheme == "sqlite" and path in ("", uri)):
             raise UserError(
-                f"tracking.uri={uri} is no place for MLflow; use http://host:5000 or "
+                f"tracking.uri={public_uri(uri)} is no place for MLflow; use http://host:5000 or "
                 "sqlite:///folder/mlflow.db"
             )
         return f"{SQLITE}{Path(path).absolute()}" if scheme == "sqlite" else uri
@@ -90,9 +91,11 @@ def tracking_uri(config: Config) -> str:
     return f"{SQLITE}{store.local_path('mlflow.db')}"
 
 
-def public_uri(uri: str) -> str:
-    """The URI as it may be shown: without user and password."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+def public_uri(text: str) -> str:
+    """A URI, or a text with some, as it may be shown: without user and password."""
+    # Up to the last @, because a password may hold slashes and more of these; a path may, too.
+    text = re.sub(r"(sqlite:\S*)|//\S*@", lambda found: found[1] or "//***@", text)
+    return re.sub(rf"(?i)({_SECRETS})=[^&\s'\"]*", r"\1=***", text)
 
 
 @contextlib.contextmanager
@@ -321,4 +324,4 @@ def _warn(uri: str, error: Exception) -> None:
 
 def _failed(uri: str, error: Exception) -> str:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"MLflow at {public_uri(uri)} failed: {public_uri(reason[:200])}; the run goes on"
+    return f"MLflow at {public_uri(uri)} failed: {public_uri(reason)[:200]}; the run goes on"

@@ -117,6 +117,41 @@ def test_password_of_the_uri_is_not_shown(
     assert "secret" not in text
 
 
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://mlflow:5000", "http://mlflow:5000"),
+        ("http://me:secret@host:5000/x", "http://***@host:5000/x"),
+        ("postgresql://me:se/cret@host/db", "postgresql://***@host/db"),
+        ("postgresql://me:se@cret@host/db", "postgresql://***@host/db"),
+        ("mysql://me:se?cret@host/db", "mysql://***@host/db"),
+        (
+            "postgresql://host/db?user=me&password=secret&sslmode=require",
+            "postgresql://host/db?user=***&password=***&sslmode=require",
+        ),
+        (
+            "mssql+pyodbc:///?odbc_connect=Driver%3Dx%3BPWD%3Dsecret",
+            "mssql+pyodbc:///?odbc_connect=***",
+        ),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
+        (
+            "no answer from 'http://me:secret@host', try later",
+            "no answer from 'http://***@host', try later",
+        ),
+    ],
+)
+def test_user_and_password_are_hidden_in_every_form(uri: str, shown: str) -> None:
+    assert tracking.public_uri(uri) == shown
+
+
+def test_an_error_hides_them_wherever_it_is_cut(config: Config) -> None:
+    long = f"http://me:{'secret' * 50}@127.0.0.1:9"
+    assert "secret" not in tracking._failed(long, ValueError(f"no answer from {long}"))
+    section = config.tracking.model_copy(update={"uri": "foo://me:secret@host"})
+    with pytest.raises(UserError, match=r"tracking\.uri=foo://\*\*\*@host is no place"):
+        tracking.tracking_uri(config.model_copy(update={"tracking": section}))
+
+
 def test_relative_sqlite_is_one_file_for_all_workers(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
