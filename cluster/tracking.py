@@ -3,8 +3,9 @@
 Everything worth tracking is in the run directory first: rows of metrics.jsonl, pictures.
 Rank 0 sends them on from a thread while it trains. A row carries its own time, so sending it twice
 changes nothing (a stretch trained again after a kill makes rows of its own). Whatever an outage
-kept back is sent again, whole, by `finish_run` or by the next command on the same run. No caller
-ever waits for MLflow while it works.
+kept back is sent again, whole, by `finish_run` or, once the run has ended, by `log_results`. One
+that was killed has not ended: somebody may train it, and `finish_run` then sends what is missing.
+No caller ever waits for MLflow while it works.
 
 Errors come from MLflow, but as well from the database's driver or the artifact store's client
 beneath it. None of them may end a job, so every contact with MLflow catches all.
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -58,11 +59,15 @@ class RunRef:
         uri: Tracking URI.
         run_id: MLflow's id; None while the server could not be reached.
         complete: Whether MLflow holds all that the run directory does.
+        ended: How it ended: FINISHED, FAILED or KILLED; None while somebody may train it.
+        ended_ms: When, in milliseconds since 1970.
     """
 
     uri: str
     run_id: str | None
     complete: bool = False
+    ended: str | None = None
+    ended_ms: int | None = None
 
 
 def tracking_uri(config: Config) -> str:
@@ -182,17 +187,24 @@ def finish_run(config: Config, status: str, *, name: str, parent_run_id: str | N
         if ref is None or ref.run_id is None:
             ref = open_run(config, name=name, parent_run_id=parent_run_id)
         uri = ref.uri
-        if ref.run_id is None:
-            return
-        client = connect(uri)
-        # First, so that the end shows even where only artifacts cannot be sent.
-        client.set_terminated(ref.run_id, status)
-        if not ref.complete:
-            mirror(client, ref.run_id, run)
-            _record(run, RunRef(ref.uri, ref.run_id, complete=True))
-        send_unsent(client, ref.run_id, run)
+        ref = replace(ref, ended=status, ended_ms=int(time.time() * 1000))
+        # Until MLflow has been told of the end.
+        _record(run, replace(ref, complete=False))
+        if ref.run_id is not None:
+            _finish(run, ref)
+            send_unsent(connect(uri), ref.run_id, run)
     except Exception as error:
         _warn(uri, error)
+
+
+def _finish(run: Store, ref: RunRef) -> None:
+    """Tell MLflow how a run ended, and all that it lacks."""
+    client = connect(ref.uri)
+    # First, so that the end shows even where only artifacts cannot be sent.
+    client.set_terminated(str(ref.run_id), ref.ended, ref.ended_ms)
+    if not ref.complete:
+        mirror(client, str(ref.run_id), run)
+    _record(run, replace(ref, complete=True))
 
 
 def mirror(client: MlflowClient, run_id: str, run: Store) -> None:
@@ -208,8 +220,8 @@ def log_results(
 ) -> None:
     """Add the outcome of a job to its run in MLflow; does nothing where none was opened.
 
-    What an outage keeps back waits in the run directory, under `unsent/`, for the next call of this
-    or of `finish_run`.
+    If the run has ended, what MLflow lacks of it is sent, too. What an outage keeps back waits in
+    the run directory, under `unsent/`, for the next call of this or of `finish_run`.
 
     Args:
         config: Configuration of the run.
@@ -222,11 +234,17 @@ def log_results(
     run, now_ms = Store(config.run.dir), int(time.time() * 1000)
     row = {"images_seen": 0, "time_ms": now_ms} | metrics
     try:
+        if ref.run_id is None and ref.ended:
+            opened = open_run(config, name=run.uri.rpartition("/")[2])
+            ref = replace(opened, ended=ref.ended, ended_ms=ref.ended_ms)
+            _record(run, ref)
         if ref.run_id is None:
             raise ConnectionError("the run could not be opened yet")
         client = connect(ref.uri)
         # Before what waits, of which pictures may find no store: sent twice is sent once.
         send_rows(client, ref.run_id, [row])
+        if ref.ended and not ref.complete:
+            _finish(run, ref)
         send_unsent(client, ref.run_id, run)
         with tempfile.TemporaryDirectory() as folder:
             for path, payload in (files or {}).items():

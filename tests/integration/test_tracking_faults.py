@@ -87,6 +87,44 @@ def test_results_of_an_outage_are_sent_later(
     assert Store(config.run.dir).list("unsent/") == []
 
 
+@pytest.mark.parametrize("opened", [False, True])
+def test_what_an_outage_kept_back_is_sent_with_the_next_results_once_the_run_has_ended(
+    config: Config, uri: str, monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
+    if opened:
+        open_run(config, name="one")
+    with monkeypatch.context() as away:
+        away.setattr(tracking, "connect", _refuse)
+        if not opened:
+            open_run(config, name="one")
+        Store(config.run.dir).write_bytes(METRICS, json.dumps(ROW).encode())
+        finish_run(config, "KILLED", name="one")
+    log_results(config, {"test/auroc": 0.9})
+    client, run_id = MlflowClient(uri), _run_id(config)
+    found = client.get_run(run_id)
+    assert found.data.metrics == {"train/loss_d": 0.5, "test/auroc": 0.9}
+    ref = load_run(config)
+    assert ref is not None
+    assert ref.complete
+    assert (found.info.status, found.info.end_time) == ("KILLED", ref.ended_ms)
+    open_run(config, name="one")
+    log_results(config, {"test/auroc": 0.8})
+    assert client.get_run(run_id).info.status == "RUNNING", "it is trained again"
+
+
+def test_results_neither_open_nor_end_a_run_that_may_still_train(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as away:
+        away.setattr(tracking, "connect", _refuse)
+        open_run(config, name="one")
+    log_results(config, {"test/auroc": 0.9})
+    ref = load_run(config)
+    assert ref is not None
+    assert ref.run_id is None
+    assert Store(config.run.dir).list("unsent/")
+
+
 def test_deleted_run_is_replaced(config: Config, uri: str) -> None:
     first = open_run(config, name="one").run_id
     assert first is not None
