@@ -25,6 +25,15 @@ _NOT_IDENTITY = (
 )
 
 
+def check_no_dry_run(config: Config, command: str) -> None:
+    """Refuse to begin in earnest what a person wants planned only."""
+    if config.cluster.dry_run:
+        raise UserError(
+            f"cluster.dry_run=True is for `train`, `{command}` has no plan to print; run "
+            "`python -m cluster train --dry-run` with the same settings, or leave it out"
+        )
+
+
 def check_places(config: Config) -> None:
     """Refuse places that vanish with a submitted job, which Ray runs in a copy of the tree."""
     here = Path.cwd().as_posix()

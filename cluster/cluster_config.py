@@ -20,8 +20,8 @@ class Cluster(Section):
     """Inspection actors."""
     cpus_per_worker: float = Field(1.0, gt=0, le=1024)
     """CPUs reserved for each worker or actor; also its number of threads, rounded down."""
-    gpus_per_worker: float = Field(0.0, ge=0, le=64)
-    """GPUs reserved for each worker or actor."""
+    gpus_per_worker: float = Field(0.0, ge=0, le=1)
+    """GPUs reserved for each worker or actor, which uses one at most; a fraction shares one."""
     images_per_pass: int = Field(0, ge=0, le=65_536)
     """Training images that a worker computes at once; larger batches are cut; 0: all, in images."""
     precision: Literal["float32", "bfloat16"] = "float32"

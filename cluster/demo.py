@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cluster import tracking
 from cluster.calibration import calibration_for
+from cluster.claims import check_no_dry_run
 from cluster.config import Config
 from cluster.evaluate import evaluate_run
 from cluster.inspection import inspect_split
@@ -39,6 +40,7 @@ def demo(config: Config) -> int:
     The method's gamma and alpha come from the contamination rule unless they are given, nothing
     from the test images.
     """
+    check_no_dry_run(config, "demo")
     started_s = time.monotonic()
     root = Store(config.run.dir)
     console = Console()

@@ -21,6 +21,7 @@ from cluster import tracking
 from cluster.claims import (
     IDENTITY,
     check_dataset,
+    check_no_dry_run,
     check_places,
     check_same,
     check_same_run,
@@ -56,6 +57,7 @@ def tune(config: Config) -> int:
         UserError: If the directory holds another study, or no trial reported.
         DataError: If the data set cannot be read.
     """
+    check_no_dry_run(config, "tune")
     config = study_config(config)
     root = Store(config.run.dir)
     claim(config)

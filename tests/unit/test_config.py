@@ -46,6 +46,7 @@ PATCHES: dict[str, object] = {
         ({"search.local_contrast": 4}, "local_contrast=4 must be 0 or odd"),
         ({"tracking.keep_best": True}, "keep_best=True needs validation_images above 0"),
         ({"schedule.batch": 6}, "schedule.batch=6 must be a multiple of cluster.num_workers"),
+        ({"cluster.gpus_per_worker": 2}, "cluster.gpus_per_worker=2: input should be less than or"),
         ({"cluster.min_workers": 3}, "min_workers=3 must not be above num_workers=2"),
         (
             {"cluster.num_workers": 3, "cluster.min_workers": 2, "schedule.batch": 36},
@@ -285,6 +286,15 @@ def test_user_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ")
     assert "Traceback" not in shown.err
+
+
+@pytest.mark.parametrize("command", ["tune", "demo"])
+def test_what_has_no_dry_run_refuses_to_begin(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--run.dir", str(tmp_path / "run"), "--cluster.dry_run", "true"]) == 2
+    assert f"cluster.dry_run=True is for `train`, `{command}` has" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_inspect_takes_its_settings_from_the_run(tmp_path: Path) -> None:
