@@ -1,6 +1,6 @@
 """The plan of a training run, with a short probe on the cluster: what `train --dry-run` prints."""
 
-import math
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,9 +38,10 @@ def dry_run(config: Config, index: DatasetIndex) -> None:
     """
     with ray_session(config.cluster.num_workers * config.cluster.cpus_per_worker):
         cpus, gpus = config.cluster.cpus_per_worker, config.cluster.gpus_per_worker
-        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(probe)
-        workers_per_node = math.ceil(config.cluster.num_workers / len(ray.nodes()))
-        found = ray.get(task.remote(config.model_dump(), index.channels, workers_per_node))
+        if not workers_on_a_node(config):
+            print(_no_room(config), file=sys.stderr)
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus)(_probe_on_a_node)
+        found = ray.get(task.remote(config.model_dump(), index.channels))
     architecture = architecture_of(config, index)
     memories = memory_of(config, architecture)
     _print(config, index, architecture, memories, found)
@@ -48,6 +49,34 @@ def dry_run(config: Config, index: DatasetIndex) -> None:
     fewest = config.cluster.model_copy(update={"num_workers": config.cluster.worker_counts[0]})
     check_memory(config.model_copy(update={"cluster": fewest}), memories, found)
     check_search(config, architecture, found)
+
+
+def workers_on_a_node(config: Config) -> int:
+    """Most workers that a node of the cluster has room for, since Ray packs them; 0 for none."""
+    cluster = config.cluster
+    wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    most = 0
+    for node in ray.nodes():
+        have = node["Resources"] if node["Alive"] else {}
+        # Fractions of a CPU or GPU are no exact floats.
+        fitting = [int(have.get(name, 0.0) / each + 1e-6) for name, each in wanted.items() if each]
+        most = max(most, min(fitting))
+    return min(cluster.num_workers, most)
+
+
+def _no_room(config: Config) -> str:
+    cluster = config.cluster
+    return (
+        f"waiting for a node: a worker needs {cluster.cpus_per_worker:g} CPU and "
+        f"{cluster.gpus_per_worker:g} GPU, no node of the cluster has that; add one, or stop and "
+        "lower cluster.cpus_per_worker or cluster.gpus_per_worker"
+    )
+
+
+def _probe_on_a_node(values: dict[str, Any], channels: int) -> Probe:
+    # Asked here, where there is a node for it, even if the cluster had to grow first.
+    workers = workers_on_a_node(Config.model_validate(values))
+    return probe(values, channels, workers_per_node=max(1, workers))
 
 
 def check_memory(config: Config, memories: list[StepMemory], found: Probe) -> None:

@@ -78,7 +78,8 @@ def probe(values: dict[str, Any], channels: int, workers_per_node: int) -> Probe
     config = Config.model_validate(values)
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = _machine(device, workers_per_node)
+    sharing = _workers_per_card(config) if device.type == "cuda" else workers_per_node
+    found = _machine(device, sharing)
     architecture = config.networks.architecture(channels)
     memories = memory_of(config, architecture)
     rates = Rates(generator_lr=1e-9, discriminator_lr=1e-9, ema_half_life_kimg=1.0)
@@ -95,16 +96,22 @@ def probe(values: dict[str, Any], channels: int, workers_per_node: int) -> Probe
     return found
 
 
-def _machine(device: torch.device, workers_per_node: int) -> Probe:
-    """The machine, with no step timed yet."""
-    memory_bytes = _memory_bytes(device)
+def _workers_per_card(config: Config) -> int:
+    """Workers that Ray lets share a GPU."""
+    each = config.cluster.gpus_per_worker
+    return min(config.cluster.num_workers, int(1 / each + 1e-6)) if each else 1
+
+
+def _machine(device: torch.device, sharing: int) -> Probe:
+    """The machine, of which so many workers share the memory, with no step timed yet."""
+    memory_bytes = _memory_bytes(device) // sharing
     if device.type == "cuda":
         return Probe(device=torch.cuda.get_device_name(), memory_bytes=memory_bytes, step_s={})
     # So far this process holds Python and the libraries.
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return Probe(
         device="CPU",
-        memory_bytes=memory_bytes // workers_per_node,
+        memory_bytes=memory_bytes,
         step_s={},
         own_bytes=pages * os.sysconf("SC_PAGE_SIZE") + _CPU_BYTES,
         factor=_CPU_FACTOR,

@@ -1,21 +1,24 @@
 """The plan of a training run: memory without running, what does not fit, expected time."""
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from cluster import dry_run
 from cluster import probe as probing
 from cluster.config import Config, load_config
-from cluster.dry_run import check_memory, check_search, expected_s
+from cluster.dry_run import check_memory, check_search, expected_s, workers_on_a_node
 from cluster.errors import UserError
-from cluster.probe import Probe, memory_of, probe
+from cluster.probe import Probe, _machine, memory_of, probe
+from data.dataset import DatasetIndex
 from gan.memory import StepMemory, search_memory, step_memory
 from gan.model import Architecture
 from gan.networks import num_parameters, num_stages
@@ -241,6 +244,70 @@ def test_probe_extrapolates_what_would_take_too_long(monkeypatch: pytest.MonkeyP
     assert found.step_s == {4: 2.0, 8: -8.0, 16: -32.0}
 
 
+HEAD = {"Alive": True, "Resources": {}}
+SMALL = {"Alive": True, "Resources": {"CPU": 2.0}}
+LARGE = {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}}
+DEAD = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "workers"),
+    [
+        ([HEAD, SMALL, SMALL], 1, 0, 2),
+        ([HEAD, SMALL, LARGE, DEAD], 1, 0, 4),
+        ([HEAD, SMALL, LARGE], 4, 0, 2),
+        ([SMALL], 0.1, 0, 4),
+        ([LARGE], 1, 1, 2),
+        ([LARGE], 1, 0.1, 4),
+        ([SMALL, DEAD], 4, 0, 0),
+        ([], 1, 0, 0),
+    ],
+)
+def test_workers_of_a_node_are_as_many_as_ray_packs_there(
+    monkeypatch: pytest.MonkeyPatch,
+    nodes: list[dict[str, Any]],
+    cpus: float,
+    gpus: float,
+    workers: int,
+) -> None:
+    monkeypatch.setattr(dry_run.ray, "nodes", lambda: nodes)
+    each = {"cluster.cpus_per_worker": cpus, "cluster.gpus_per_worker": gpus}
+    config = load_config(None, each | {"cluster.num_workers": 4, "schedule.batch": 64})
+    assert workers_on_a_node(config) == workers
+
+
+def test_a_probe_that_must_wait_for_a_node_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dry_run, "ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(dry_run.ray, "nodes", lambda: [SMALL, DEAD])
+    task = SimpleNamespace(remote=lambda *_: pytest.fail(capsys.readouterr().err))
+    monkeypatch.setattr(dry_run.ray, "remote", lambda **_: lambda _: task)
+    config, index = _config(**{"cluster.cpus_per_worker": 4}), SimpleNamespace(channels=1)
+    with pytest.raises(pytest.fail.Exception, match="a worker needs 4 CPU and 0 GPU, no node of"):
+        dry_run.dry_run(config, cast("DatasetIndex", index))
+
+
+@pytest.mark.parametrize(("gpus", "gib"), [(1, 80), (0.5, 40), (0.1, 20)])
+def test_workers_that_share_a_gpu_share_its_memory(
+    monkeypatch: pytest.MonkeyPatch, gpus: float, gib: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "card")
+    seen: list[int] = []
+
+    def stop(_: object, sharing: int) -> Probe:
+        seen.append(_machine(torch.device("cuda"), sharing).memory_bytes)
+        raise InterruptedError
+
+    monkeypatch.setattr(probing, "_machine", stop)
+    words = {"cluster.gpus_per_worker": gpus, "cluster.num_workers": 4, "schedule.batch": 64}
+    with pytest.raises(InterruptedError):
+        probe(load_config(None, words).model_dump(), channels=1, workers_per_node=9)
+    assert seen == [gib * 2**30]
+
+
 def test_probe_does_not_touch_what_would_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     config = _config()
     memories = memory_of(config, config.networks.architecture(1))
@@ -249,6 +316,6 @@ def test_probe_does_not_touch_what_would_not_fit(monkeypatch: pytest.MonkeyPatch
     there = Probe(
         device="CPU", memory_bytes=100 + 2 * needed[1], step_s={}, own_bytes=100, factor=2
     )
-    monkeypatch.setattr(probing, "_machine", lambda device, workers_per_node: there)
+    monkeypatch.setattr(probing, "_machine", lambda device, sharing: there)
     found = probe(config.model_dump(), channels=1, workers_per_node=1)
     assert list(found.step_s) == [4, 8]
