@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from cluster.assessment import Assessor, fade_of
 from cluster.config import Config
@@ -91,30 +90,25 @@ class Observer:
         """Go on from a state; rows of what came after it are dropped."""
         self._state = state
         self._log = MetricsLog(self._run, state.images_seen)
-        self._sums: dict[str, list[Tensor]] = {}
         self._board.start.remote(state.images_seen)
 
     def after_step(
         self,
         phase: Phase,
-        stats: dict[str, Tensor],
         measured: dict[str, float] | None,
         *,
         images: int,
     ) -> None:
-        """Note one step; log a row and draw a grid when due.
+        """Log a row and draw a grid when due after a step.
 
         Args:
             phase: Current phase.
-            stats: Statistics of the step.
-            measured: More metrics by name where a row is due, else None.
+            measured: Metrics by name where a row is due, else None.
             images: Training images of the step over all ranks.
 
         Raises:
             UserError: If a statistic is no longer finite.
         """
-        for name, value in stats.items():
-            self._sums.setdefault(name, []).append(value)
         if measured is not None:
             self._write_row(phase, measured)
         seen = self._state.images_seen
@@ -137,18 +131,15 @@ class Observer:
 
     def _write_row(self, phase: Phase, measured: dict[str, float]) -> None:
         seen = self._state.images_seen
-        row = {f"train/{k}": float(torch.stack(v).mean()) for k, v in self._sums.items()}
-        row |= {
+        row = measured | {
             "train/kimg": seen / 1000,
             "train/resolution": float(phase.resolution),
             "train/fade": fade_of(self._state, phase),
             "train/lr_factor": self._state.lr_factor,
         }
-        row |= measured
         _check_finite(row, seen)
         self.log(row)
         self._board.update.remote(seen, *summary(row, self._quality))
-        self._sums = {}
 
     def log(self, row: dict[str, float]) -> None:
         """Add a row of metrics by name."""

@@ -1,14 +1,17 @@
-"""What each rank measures of itself between two rows of metrics, and the extremes over all ranks.
+"""What each rank measures of itself between two rows of metrics, and what that is over all ranks.
 
-One slow loader or one GPU that is nearly full shows on no other rank: all of them wait for the
-slowest. So the ranks meet for a few numbers whenever a row is due.
+Statistics of the steps are means over all ranks, so that they tell of the whole batch. One slow
+loader or one GPU that is nearly full shows on no other rank: all of them wait for the slowest. So
+the ranks meet for a few numbers whenever a row is due.
 """
 
 import resource
 import time
+from collections.abc import Mapping
 
 import torch
 import torch.distributed
+from torch import Tensor
 
 
 def due(interval_kimg: float, images_seen: int, batch: int) -> bool:
@@ -18,7 +21,7 @@ def due(interval_kimg: float, images_seen: int, batch: int) -> bool:
 
 
 class RankMeter:
-    """Time waited for data, speed and memory of this rank since the last row.
+    """Statistics of the steps, time waited for data, speed and memory since the last row.
 
     Args:
         device: Where this rank trains.
@@ -29,11 +32,19 @@ class RankMeter:
     def __init__(self, device: torch.device, world_size: int, images_seen: int) -> None:
         self._device, self._world_size = device, world_size
         self._wait_s = 0.0
+        self._stats: dict[str, list[Tensor]] = {}
         self._since = (time.monotonic(), images_seen)
 
-    def note(self, wait_s: float) -> None:
-        """Add how long a step waited for its data, in seconds."""
+    def note(self, wait_s: float, stats: Mapping[str, Tensor]) -> None:
+        """Add a step.
+
+        Args:
+            wait_s: How long it waited for its data, in seconds.
+            stats: Scalars by name, of the same names on all ranks.
+        """
         self._wait_s += wait_s
+        for name, value in stats.items():
+            self._stats.setdefault(name, []).append(value)
 
     def measure(self, images_seen: int) -> dict[str, float]:
         """What was measured since the last call; all ranks must call it after the same step.
@@ -42,14 +53,14 @@ class RankMeter:
             images_seen: Images all ranks have seen so far.
 
         Returns:
-            Values of this rank by name of the metric; with several ranks also the extremes over
-            them, under ranks/.
+            Values by name of the metric: means of the statistics over steps and ranks, what else
+            was measured of this rank, and with several ranks the extremes over them, under ranks/.
         """
         now = time.monotonic()
         elapsed_s = max(now - self._since[0], 1e-9)
         images_per_s = (images_seen - self._since[1]) / elapsed_s
         wait_share, memory_gib = self._wait_s / elapsed_s, _memory_bytes(self._device) / 2**30
-        row = {
+        row = self._means() | {
             "train/images_per_s": images_per_s,
             "train/memory_gib": memory_gib,
             "data/wait_s": self._wait_s,
@@ -67,8 +78,18 @@ class RankMeter:
                 "ranks/images_per_s_min": -slowest,
                 "ranks/memory_gib_max": memory_max,
             }
-        self._wait_s, self._since = 0.0, (now, images_seen)
+        self._wait_s, self._stats, self._since = 0.0, {}, (now, images_seen)
         return row
+
+    def _means(self) -> dict[str, float]:
+        if not self._stats:
+            return {}
+        means = [torch.stack(values).mean().to(self._device) for values in self._stats.values()]
+        shared = torch.stack(means)
+        if self._world_size > 1:
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.SUM)
+            shared /= self._world_size
+        return {f"train/{n}": float(v) for n, v in zip(self._stats, shared, strict=True)}
 
 
 def largest(values: list[float], device: torch.device) -> list[float]:

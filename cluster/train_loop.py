@@ -193,13 +193,13 @@ class Worker:
 
     def watch(self, phase: Phase, stats: dict[str, Tensor], *, wait_s: float) -> None:
         """Tell rank 0's observer of a step; all ranks meet where it writes a row."""
-        self.meter.note(wait_s)
+        self.meter.note(wait_s, stats)
         seen, images, measured = self.state.images_seen, self.stages[phase.stage].batch, None
         if due(self.config.tracking.log_kimg, seen, images):
             lost = {"data/lost_images": float(self.quarantine.num_images)}
             measured = self.meter.measure(seen) | lost
         if self.observer:
-            self.observer.after_step(phase, stats, measured, images=images)
+            self.observer.after_step(phase, measured, images=images)
 
     def assess(self, phase: Phase) -> dict[str, float]:
         """Measure how good the model is, on rank 0; elsewhere there are no metrics."""

@@ -23,6 +23,7 @@ from data.pack import pack
 from data.store import Store
 from gan.step import NonFiniteError
 from tests.jobs import TINY
+from tests.training_runs import rows_of_steps
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -56,7 +57,7 @@ def _train(rank: int, folder: str, config: Config, fail_at: int, stop_at: int) -
         num_steps += 1
         if num_steps == fail_at:
             raise NonFiniteError("loss_d is nan")
-        return step(*args, **options)
+        return step(*args, **options) | {"world_rank": torch.tensor(float(rank))}
 
     def stopping() -> SimpleNamespace:
         answer: Future[bool] = Future()
@@ -108,6 +109,7 @@ def test_both_ranks_go_back_and_on(tmp_path: Path) -> None:
     assert "goes on from 0.04 kimg with 0.5 times" in (tmp_path / "notes-0").read_text()
     assert (tmp_path / "notes-1").read_text() == ""
     assert (run / "model/model.json").is_file()
+    assert {row["train/world_rank"] for row in rows_of_steps(run)} == {0.5}, "not rank 0 alone"
 
 
 def test_stop_that_rank_0_hears_of_is_taken_by_both(tmp_path: Path) -> None:

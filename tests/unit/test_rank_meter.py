@@ -28,7 +28,7 @@ def test_a_row_is_due_whenever_an_interval_was_reached() -> None:
 def test_what_a_rank_measures_since_the_last_row(clock: list[float]) -> None:
     meter = RankMeter(CPU, 1, images_seen=1000)
     for wait_s in (0.5, 1.5):
-        meter.note(wait_s)
+        meter.note(wait_s, {})
     clock[0] += 8
     row = meter.measure(1400)
     assert row.pop("train/memory_gib") > 0.05
@@ -38,7 +38,7 @@ def test_what_a_rank_measures_since_the_last_row(clock: list[float]) -> None:
         "data/wait_share": 0.25,
         "ranks/num_workers": 1.0,
     }
-    meter.note(1.0)
+    meter.note(1.0, {})
     clock[0] += 2
     row = meter.measure(1500)
     assert (row["train/images_per_s"], row["data/wait_s"]) == (50.0, 1.0)
@@ -65,7 +65,7 @@ def test_extremes_over_ranks(clock: list[float], monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
     meter = RankMeter(CPU, 2, images_seen=0)
-    meter.note(2.0)
+    meter.note(2.0, {})
     clock[0] += 8
     row = meter.measure(400)
     assert row["train/images_per_s"] == 50.0
@@ -77,3 +77,21 @@ def test_extremes_over_ranks(clock: list[float], monkeypatch: pytest.MonkeyPatch
     other[2] = -40.0
     clock[0] += 8
     assert meter.measure(800)["ranks/images_per_s_min"] == 25.0, "this rank's own share"
+
+
+def test_statistics_are_means_over_steps_and_ranks(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def all_reduce(values: torch.Tensor, operation: object) -> None:
+        if operation == torch.distributed.ReduceOp.SUM:
+            values += torch.tensor([4.0, 10.0])
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    meter = RankMeter(CPU, 2, images_seen=0)
+    steps = ({"loss_d": 1.0, "r1": 5.0}, {"loss_d": 3.0})
+    for stats in steps:
+        meter.note(0.0, {name: torch.tensor(value) for name, value in stats.items()})
+    clock[0] += 1
+    row = meter.measure(100)
+    assert (row["train/loss_d"], row["train/r1"]) == ((2 + 4) / 2, (5 + 10) / 2)
+    assert "train/loss_d" not in meter.measure(200), "a row tells of the steps since the last one"
