@@ -19,7 +19,7 @@ from cluster.checkpoint import (
 )
 from cluster.checkpoint_store import CheckpointStore
 from cluster.config import Config
-from cluster.errors import UserError
+from cluster.errors import UserError, lasting_as_user_error
 from cluster.feature_weights import FeatureWeights, pretrained_of
 from cluster.model_store import save_model
 from cluster.quarantine import Quarantine
@@ -52,8 +52,12 @@ def train_worker(job: Mapping[str, Any]) -> None:
         job: `config` and `tracking` (plain values of `Config` and `cluster.tracking.RunRef`) and
             `board` (a `cluster.progress.ProgressBoard` actor).
     """
-    worker = Worker(Config.model_validate(job["config"]), job["board"])
-    worker.observe(job["tracking"])
+    with lasting_as_user_error():
+        _train(Worker(Config.model_validate(job["config"]), job["board"]), job["tracking"])
+
+
+def _train(worker: "Worker", tracking: Mapping[str, Any]) -> None:
+    worker.observe(tracking)
     try:
         while phase := phase_at(worker.schedule, worker.state.images_seen):
             try:

@@ -15,8 +15,11 @@ from cluster.checkpoint_store import MANIFEST
 from cluster.config import Config, load_config
 from cluster.errors import UserError
 from cluster.train_loop import train_worker
+from data.dataset import load_index
+from data.errors import DataError
 from data.importers.surfaces import synthetic_surfaces
 from data.pack import pack
+from data.shard_cache import ShardCache
 from data.store import Store
 from gan.step import NonFiniteError
 from tests.jobs import TINY
@@ -150,6 +153,27 @@ def test_second_time_within_an_interval_ends_the_run(
     assert not (tmp_path / "model").exists()
     # What led there can be looked at.
     assert max(row["images_seen"] for row in _rows(tmp_path)) == 40 + (second - 8) * BATCH
+
+
+def test_damaged_images_end_the_run_for_good_and_a_disk_that_refuses_does_not(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Store(str(tmp_path / "data"))
+    for path in Store(dataset).list():
+        copy.write_bytes(path, Store(dataset).read_bytes(path))
+    config = _config(copy.uri, tmp_path / "run")
+    with monkeypatch.context() as busy:
+        busy.setattr(ShardCache, "open", _refuse)
+        with pytest.raises(DataError, match="too many open files"):
+            _train(config)
+    for shard in load_index(copy).shards_of("train-normal", 8):
+        copy.write_bytes(shard.path, b"no tar")
+    with pytest.raises(UserError, match=r"are damaged, more than data\.max_bad_fraction"):
+        _train(config)
+
+
+def _refuse(*_: object) -> None:
+    raise DataError("too many open files") from OSError(24, "too many open files")
 
 
 def test_checkpoints_of_a_run_with_another_objective_are_not_taken(
