@@ -116,7 +116,7 @@ class ObjectiveConfig(Section):
 
 
 class Optimizer(Section):
-    """Adam with beta1 = 0, beta2 = 0.99 for both networks, and the average of G."""
+    """Adam with beta1 = 0, beta2 = 0.99 for both networks, and the averages of their weights."""
 
     generator_lr: float = Field(0.002, gt=0, le=1)
     """Learning rate of G, per step."""
@@ -124,8 +124,8 @@ class Optimizer(Section):
     """Learning rate of D, per step."""
     ema_half_life_kimg: float = Field(2.0, gt=0, le=10_000)
     """Half-life of the moving average of G's weights, in kimg."""
-    discriminator_half_life_kimg: float = Field(0.0, ge=0, le=10_000)
-    """The same for D, whose average then scores; 0: D as it is, in kimg."""
+    discriminator_half_life_kimg: float = Field(2.0, ge=0, le=10_000)
+    """The same for D, whose average scores; 0: D scores as it is, in kimg."""
 
 
 class Augment(Section):

@@ -32,7 +32,6 @@ OWN: dict[str, Any] = {
     "networks.features": "own",
     "networks.feature_weights": "",
     "objective.r1_weight": 0.03,
-    "optimizer.discriminator_half_life_kimg": 0.0,
     "search.feature_levels": (0, 1),
 }
 """What is different from scratch: D has its own levels."""

@@ -31,7 +31,10 @@ BAR = 1.8
 STEPS = 8
 """The interval of R1, so that every turn holds one evaluation."""
 NUM_OPERATORS = 12
-CONFIG = load_config(str(ROOT / "cluster/demo.yaml"))
+# The plain step has no average of D.
+CONFIG = load_config(
+    str(ROOT / "cluster/demo.yaml"), {"optimizer.discriminator_half_life_kimg": 0.0}
+)
 
 
 def batches(resolution: int) -> tuple[Tensor, Tensor]:

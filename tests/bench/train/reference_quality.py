@@ -84,6 +84,8 @@ def run_model(step: str, seed: int, kimg: float) -> Row:
         "run.seed": seed,
         "objective.gamma": gamma,
         "objective.alpha": alpha,
+        # The plain step has none.
+        "optimizer.discriminator_half_life_kimg": 0.0,
         "schedule.fade_kimg": 0.0,
         "schedule.steady_kimg": 0.0,
         "schedule.final_kimg": kimg,
