@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from data.errors import DataError, StoreUnavailableError
+from data.errors import DataError, StoreError
 
 
 class UserError(ValueError):
@@ -18,7 +18,7 @@ def lasting_as_user_error() -> Iterator[None]:
     """
     try:
         yield
+    except StoreError:
+        raise
     except DataError as error:
-        if isinstance(error, StoreUnavailableError) or isinstance(error.__cause__, OSError):
-            raise
         raise UserError(str(error)) from error

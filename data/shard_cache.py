@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from data.dataset import ShardInfo
-from data.errors import DataError, LostDataError, StoreUnavailableError, disk_error
+from data.errors import DataError, LostDataError, StoreError, StoreUnavailableError, disk_error
 from data.patience import resumed
 from data.store import Store
 
@@ -59,7 +59,8 @@ class ShardCache:
 
         Raises:
             LostDataError: if it is missing or has another size or sha256 than dataset.json says.
-            DataError: if the store cannot be reached, or the cache has no room.
+            StoreError: if the store cannot be reached, or the cache's disk refuses.
+            DataError: if the shard is larger than the cache.
         """
         if self._folder is None:
             return self._open_local(self.store.local_path(shard.path), shard)
@@ -77,7 +78,7 @@ class ShardCache:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                raise DataError(
+                raise StoreError(
                     f"keeping {shard.path} in the cache {self._folder} failed: {error}; free space "
                     "there, or set data.cache_dir and data.cache_gib"
                 ) from error

@@ -16,7 +16,7 @@ import pytest
 
 from data import patience, shard_cache
 from data.dataset import ShardInfo
-from data.errors import DataError, LostDataError, StoreUnavailableError
+from data.errors import DataError, LostDataError, StoreError, StoreUnavailableError
 from data.pack import pack
 from data.reader import SplitReader
 from data.sample import Sample
@@ -253,7 +253,7 @@ def test_a_full_disk_is_one_clear_message(remote, tmp_path, monkeypatch) -> None
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shard_cache.os, "replace", full)
-    with pytest.raises(DataError, match=r"No space left on device; free space there"):
+    with pytest.raises(StoreError, match=r"No space left on device; free space there"):
         _cache(remote, tmp_path).open(shard)
     assert not list((tmp_path / "cache").glob("*.part"))
 

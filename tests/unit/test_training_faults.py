@@ -16,7 +16,7 @@ from cluster.config import Config, load_config
 from cluster.errors import UserError
 from cluster.train_loop import train_worker
 from data.dataset import load_index
-from data.errors import DataError
+from data.errors import StoreError
 from data.importers.surfaces import synthetic_surfaces
 from data.pack import pack
 from data.shard_cache import ShardCache
@@ -164,7 +164,7 @@ def test_damaged_images_end_the_run_for_good_and_a_disk_that_refuses_does_not(
     config = _config(copy.uri, tmp_path / "run")
     with monkeypatch.context() as busy:
         busy.setattr(ShardCache, "open", _refuse)
-        with pytest.raises(DataError, match="too many open files"):
+        with pytest.raises(StoreError, match="too many open files"):
             _train(config)
     for shard in load_index(copy).shards_of("train-normal", 8):
         copy.write_bytes(shard.path, b"no tar")
@@ -173,7 +173,7 @@ def test_damaged_images_end_the_run_for_good_and_a_disk_that_refuses_does_not(
 
 
 def _refuse(*_: object) -> None:
-    raise DataError("too many open files") from OSError(24, "too many open files")
+    raise StoreError("too many open files")
 
 
 def test_checkpoints_of_a_run_with_another_objective_are_not_taken(
