@@ -20,10 +20,10 @@ _NUM_TIMED = 4
 # Four times the pixels, about half the channels, two networks more: from stage to stage never
 # less work than this, so a stage that would not end in time is extrapolated instead.
 _GROWTH = 4.0
-# What a process on the CPU takes for the tensors of a step, fitted to its growth at 16, 32 and 64
+# What a process on the CPU takes for the tensors of a step, fitted to its growth at 32, 64 and 128
 # pixels: convolutions keep code and blocked copies, and freed memory lies in pieces. On a GPU the
 # work space of convolutions is not measured.
-_CPU_FACTOR, _CPU_BYTES = 1.4, 60 * 2**20
+_CPU_FACTOR, _CPU_BYTES = 1.2, 140 * 2**20
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
