@@ -96,7 +96,7 @@ def run_chain(config: Config, name: str, parent_run_id: str | None) -> dict[str,
 def _print_summary(
     console: Console, config: Config, runs: dict[str, Config], summary: dict[str, Any]
 ) -> None:
-    table = Table(title="Held-out digits, none of them used for any choice")
+    table = Table(title="Held-out digits; scores and thresholds were fitted on others")
     table.add_column("model")
     for title in _COLUMNS.values():
         table.add_column(title, justify="right")

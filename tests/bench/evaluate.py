@@ -25,7 +25,6 @@ from data.store import Store
 from tests.bench.data.common import write_results
 from tests.bench.data.stream_memory import memory_mib
 
-COMMAND = "PYTHONPATH=. python tests/bench/evaluate.py"
 UNIT, SIDE = 1000, 64
 REGION = {"x": 3, "y": 5, "width": 9, "height": 2, "area": 14, "peak": 0.9}
 
@@ -116,7 +115,7 @@ def main() -> None:
             cells = (spent[name] for name in ("seconds", "before_mib", "peak_mib"))
             table.add_row(task, f"{num:,}", *(f"{cell:.1f}" for cell in cells), str(shown))
     Console(width=160).print(table)
-    write_results("evaluate", COMMAND, results)
+    write_results("evaluate", results)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,14 @@ def run_missing(
         yield row
 
 
+def grouped(rows: Iterable[Row], names: Sequence[str]) -> list[tuple[Row, list[Row]]]:
+    """Rows that share some columns, with what they share."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(json.dumps([row[name] for name in names]), []).append(row)
+    return [({name: found[0][name] for name in names}, found) for found in groups.values()]
+
+
 def listed(kind: Callable[[str], Value]) -> Callable[[str], list[Value]]:
     """Reader of an option's values, parted by commas."""
     return lambda text: [kind(word) for word in text.split(",")]

@@ -230,10 +230,12 @@ def test_pca_finds_bright_squares_that_it_was_not_trained_on(study: Surfaces) ->
 
 
 def test_options_name_what_there_is() -> None:
-    options = parse(["--rows", "PCA", "--settings", "unseen:fray", "--set", "search.steps=9"])
+    options = parse(
+        ["--rows", "PCA,method", "--settings", "unseen:fray", "--set", "search.steps=9"]
+    )
     cells = cells_of(options)
-    assert [cell.seed for cell in cells] == [0] * 4 + [1] * 4 + [2] * 4
-    assert cells[0].settings == {"search.steps": 9}
+    assert [cell.seed for cell in cells] == [0] * 8 + [1] * 8 + [2] * 8
+    assert (cells[0].settings, cells[4].settings) == ({}, {"search.steps": 9})
     assert cells[0].hidden == "fray"
     with pytest.raises(SystemExit):
         parse(["--settings", "unseen:uneven"])
@@ -289,16 +291,15 @@ def test_a_summary_means_over_seeds_and_over_unseen_kinds() -> None:
 
     rows = [row("seen", 0, 0.5), row("seen", 1, 0.7)]
     rows += [row(f"unseen:{kind}", 0, 0.2 * i) for i, kind in enumerate(KINDS)]
-    cells = cells_of(parse(["--rows", "PCA", "--contaminations", "0.1", "--seeds", "0,1"]))
-    lines = summary(cells, rows)
+    lines = summary(rows)
     assert [(line["kinds"], line["cells"], line["crop"]) for line in lines] == [
         ("seen, together", 2, 0.6),
         ("seen, mean", 2, 0.6),
         ("unseen, mean", 4, 0.3),
     ]
-    seen, *_ = by_kind(cells, rows)
+    seen, *_ = by_kind(rows)
     assert (seen["level"], seen["fray"]) == ("crop", [0.6, 0.5, 0.7])
-    unseen = next(each for each in by_kind(cells, rows) if each["kinds"] == "unseen")
+    unseen = next(each for each in by_kind(rows) if each["kinds"] == "unseen")
     assert unseen["fray"] == [0.6, 0.5, 0.7]
 
 

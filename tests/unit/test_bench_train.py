@@ -14,7 +14,7 @@ import pytest
 from data.importers import mnist as importer
 from data.store import Store
 from tests.bench.resumable import Row, load_rows
-from tests.bench.train import mnist
+from tests.bench.train import in_memory, mnist
 from tests.bench.train.checkpoint import notes
 from tests.bench.train.in_memory import endless_rows
 from tests.bench.train.mnist import Cell
@@ -158,11 +158,12 @@ def test_a_cell_that_has_a_row_is_not_run_again(tmp_path: Path) -> None:
     assert [row["digit"] for row in load_rows(store, mnist.CELLS)] == [0, 1, 2, 0]
 
 
-def test_means_are_over_the_digits_asked_for() -> None:
+def test_means_are_over_the_digits_of_the_same_seed() -> None:
     cells = [replace(CELL, digit=digit) for digit in range(3)]
     rows = [_fake(cell) for cell in [*cells, replace(CELL, seed=1, digit=2)]]
-    (mean,) = mnist.means(cells[:2], rows)
-    assert (mean["all"], mean["lowest"], mean["digits"]) == (0.55, 0.5, 2)
+    first, other = mnist.means(rows)
+    assert (first["all"], first["lowest"], first["digits"]) == (0.6, 0.5, 3)
+    assert (other["seed"], other["all"], other["digits"]) == (1, 0.7, 1)
 
 
 def test_options_name_what_there_is() -> None:
@@ -172,8 +173,34 @@ def test_options_name_what_there_is() -> None:
     assert [cell.model for cell in cells[:8]] == ["SVM"] * 8
     assert cells[0].settings == {}
     assert cells[-1].settings == {"schedule.final_kimg": 18.0, "search.steps": 9}
+    assert (cells[0].version, cells[-1].version) == (0, mnist.VERSION)
     with pytest.raises(SystemExit):
         mnist.parse(["--models", "svm"])
+
+
+def test_who_reviewed_is_a_part_of_every_model_that_got_these_images() -> None:
+    cells = [
+        mnist.cells_of(mnist.parse(["--models", "SVM", "--labelled", "reviewed", "--kimg", kimg]))
+        for kimg in ("6", "9")
+    ]
+    assert not any(cell in cells[1] for cell in cells[0])
+
+
+def test_a_model_is_kept_by_all_that_trained_it() -> None:
+    cell = replace(CELL, model="method", settings={"schedule.final_kimg": 6.0})
+
+    def folder(cell: Cell) -> str:
+        return mnist.model_folder(cell).uri
+
+    with_default = cell.settings | {"optimizer.discriminator_half_life_kimg": 2.0}
+    assert folder(replace(cell, settings=with_default)) == folder(cell)
+    assert folder(replace(cell, settings=cell.settings | {"search.steps": 3})) == folder(cell)
+    for other in ({"optimizer.discriminator_half_life_kimg": 0.0}, {"objective.gamma": 0.6}):
+        assert folder(replace(cell, settings=cell.settings | other)) != folder(cell)
+    assert folder(replace(cell, seed=1)) != folder(cell)
+    before = folder(cell)
+    with patch.object(in_memory, "VERSION", in_memory.VERSION + 1):
+        assert folder(cell) != before
 
 
 def test_a_note_being_written_is_not_read(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +24,11 @@ RESULTS = ROOT / "tests/bench/results"
 Image8 = NDArray[np.uint8]
 
 
-def write_results(name: str, command: str, record: dict[str, Any]) -> None:
+def write_results(name: str, record: dict[str, Any]) -> None:
     """Write tests/bench/results/<name>.json: the record, with command, date and machine."""
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT)
     head = {
-        "command": command,
+        "command": f"PYTHONPATH=. python {shlex.join([str(script), *sys.argv[1:]])}",
         "date": datetime.date.today().isoformat(),
         "machine": f"{_cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }

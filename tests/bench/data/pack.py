@@ -38,7 +38,6 @@ from data.store import Store
 from data.synthetic import machined_surface
 from tests.bench.data.common import write_results
 
-COMMAND = "PYTHONPATH=. python tests/bench/data/pack.py"
 SIDE = 1024
 ROUNDS = 2
 CASES: tuple[tuple[Mode, int], ...] = (("whole", 1024), ("whole", 256), ("tiles", 256))
@@ -155,7 +154,7 @@ def main() -> None:
         "speedup_of_2_encoders": raw,
         "load_average": os.getloadavg(),
     }
-    write_results("data_pack", COMMAND, record)
+    write_results("data_pack", record)
     table = Table("case", "CPU ms/image", "decode", "encode", "together", title="share of CPU time")
     for name, row in share.items():
         parts = (f"{row[part]:.1%}" for part in ("decode", "encode", "together"))

@@ -26,7 +26,6 @@ from data.store import Store
 from tests.bench.data.common import write_results
 from tests.bench.data.stream_memory import memory_mib
 
-COMMAND = "PYTHONPATH=. python tests/bench/data/pack_limits.py"
 HEIGHT, WIDTH, NUM_IMAGES = 2448, 3264, 24
 CASES: tuple[tuple[Mode, int], ...] = (("whole", 1024), ("tiles", 256), ("tiles", 1024))
 NUM_PRINTS = 300_000
@@ -95,7 +94,7 @@ def main() -> None:
     for name, alike in (("all unlike", False), ("all alike", True)):
         with fresh.Pool(1) as pool:
             record["near_duplicates"][name] = pool.apply(compare, (), {"alike": alike})
-    write_results("data_pack_limits", COMMAND, record)
+    write_results("data_pack_limits", record)
     for title, rows in record.items():
         table = Table("case", *next(iter(rows.values())), title=title)
         for name, row in rows.items():

@@ -1,9 +1,9 @@
 """Streaming: stages, undecoded bytes, end to end beside other libraries, memory.
 
 `PYTHONPATH=. python tests/bench/data/stream.py [--quick] [SECTION ...]` prints tables and writes
-tests/bench/results/stream.json; sections are stages, local, s3, loaders, memory. Within a section
-everything takes turns, so that a busy machine slows all alike; the bars are ratios, medians over
-the turns. s3 needs the programs that tests/system-packages.sh installs.
+tests/bench/results/stream_SECTION.json; sections are stages, local, s3, loaders, memory. Within a
+section everything takes turns, so that a busy machine slows all alike; the bars are ratios, medians
+over the turns. s3 needs the programs that tests/system-packages.sh installs.
 
 The other libraries are for this benchmark only and stay out of the environment of the project:
 
@@ -22,7 +22,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -184,14 +183,13 @@ def main() -> None:
     """Measure, print, write."""
     quick = "--quick" in sys.argv[1:]
     wanted = [word for word in sys.argv[1:] if word != "--quick"] or list(SECTIONS)
-    record: dict[str, Any] = {"torch": torch.__version__, "quick": quick}
     for name in wanted:
         section = SECTIONS[name]
         with tempfile.TemporaryDirectory() as folder:
-            record[name] = section(Path(folder), quick=quick)
-        show(f"{name}: {section.__doc__}", record[name])
-    record["load_average"] = os.getloadavg()
-    write_results("stream", "PYTHONPATH=. python tests/bench/data/stream.py", record)
+            rows = section(Path(folder), quick=quick)
+        show(f"{name}: {section.__doc__}", rows)
+        record = {"torch": torch.__version__, "quick": quick, "load_average": os.getloadavg()}
+        write_results(f"stream_{name}", record | {"rows": rows})
 
 
 if __name__ == "__main__":

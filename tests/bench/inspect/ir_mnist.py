@@ -46,10 +46,9 @@ from gan.objective import weights_for_contamination
 from tests.bench.data.common import ROOT, skip_without_images, write_results
 from tests.bench.resumable import Row, listed, setting
 from tests.bench.surfaces.metrics import ALL, aurocs
-from tests.bench.train.in_memory import TrainingImages, trained_model
+from tests.bench.train.in_memory import TrainingImages, trained_model, trained_with
 from tests.bench.train.tables import show
 
-COMMAND = "PYTHONPATH=. python tests/bench/inspect/ir_mnist.py"
 CONTAMINATION, GOAL = 0.1, 0.95
 SIDE, OVERLAP, MIN_DEFECT_PIXELS = 32, 4, 392
 """Tiles in pixels; an abnormal one shows half a cell of a 3 at least."""
@@ -134,8 +133,8 @@ def _stacked(samples: Sequence[Sample]) -> Image8:
 
 def model_of(config: Config, found: Tiles) -> Model:
     """The model of a configuration; trained first where there is none."""
-    facts = config.model_dump(mode="json", exclude={"search", "run"})
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+    told = json.dumps(trained_with(config), sort_keys=True)
+    digest = hashlib.sha256(told.encode()).hexdigest()[:12]
     images = TrainingImages(_stacked(found["train-normal"]), _stacked(found["train-abnormal"]))
     preparation = Preparation(resolution=SIDE, channels=1, mode="tiles", tile_overlap=OVERLAP)
     folder = Store(str(ROOT / "outputs")).child("ir_mnist", digest)
@@ -209,7 +208,7 @@ def main() -> None:
         print(json.dumps(rows[-1]), flush=True)
     show(f"IR-MNIST, {CONTAMINATION:.0%} contamination, 95 % intervals by puzzle", rows)
     record = {"options": vars(options), "puzzles": COUNTS, "tiles": counts, "rows": rows}
-    write_results("inspect_ir_mnist", COMMAND, record)
+    write_results("inspect_ir_mnist", record)
 
 
 if __name__ == "__main__":

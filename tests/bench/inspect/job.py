@@ -40,7 +40,6 @@ from tests.bench.data.turns import Taken, against_bar, in_turns, rate, ratio
 from tests.bench.train.tables import Row, show
 from tests.tiny_model import AT_32_PIXELS, calibrated_model, image_file
 
-COMMAND = "PYTHONPATH=. python tests/bench/inspect/job.py"
 ACTORS_BAR, SEARCH_BAR = 1.8, 0.95
 IMAGE_S, UNIT = 0.1, 16
 NUM_FILES = 64
@@ -186,11 +185,11 @@ def main() -> None:
         if options.images:
             rows = speed(Path(folder) / "speed", options.images, options.turns)
             show("100 ms an image", rows)
-            write_results("inspect_job", COMMAND, told | {"rows": rows})
+            write_results("inspect_job", told | {"rows": rows})
         if options.many:
             rows = memory(Path(folder) / "memory", options.many)
             show("resident memory", rows)
-            write_results("inspect_job_memory", COMMAND, told | {"rows": rows})
+            write_results("inspect_job_memory", told | {"rows": rows})
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ from tests.bench.train.mnist_images import cell_images
 from tests.bench.train.tables import Row, show
 from tests.numerics.plain_search import plain_search
 
-COMMAND = "PYTHONPATH=. python tests/bench/inspect/search.py"
 NAIVE_STEPS, SPEED_BAR, WARM_BAR = 500, 8.0, 60.0
 RESAMPLES = 2000
 PLACES = ("weights", "pyod")
@@ -246,7 +245,7 @@ def main() -> None:
     show("quality and speed", rows)
     chosen = {name: value for name, value in vars(options).items() if name not in PLACES}
     record = {"options": chosen, "step": steps, "slots": slots, "quality": rows}
-    write_results("inspect_search", COMMAND, record | {"warm": against_bar(warm, WARM_BAR)})
+    write_results("inspect_search", record | {"warm": against_bar(warm, WARM_BAR)})
 
 
 if __name__ == "__main__":

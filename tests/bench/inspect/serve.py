@@ -28,7 +28,6 @@ from tests.endpoint import PNG, Endpoint
 from tests.jobs import flags
 from tests.tiny_model import AT_32_PIXELS, calibrated_model, image_file
 
-COMMAND = "PYTHONPATH=. python tests/bench/inspect/serve.py"
 CLIENTS, NUM_IMAGES = (1, 4, 16, 64), 32
 SETTINGS = AT_32_PIXELS | {"search.steps": 20, "serve.max_batch": 8, "serve.max_queue": 24}
 
@@ -127,7 +126,7 @@ def main() -> None:
             assert endpoint.stop() == 0
     show(f"closed loop, {options.replicas} replica(s)", rows)
     record = {"options": vars(options), "settings": SETTINGS, "loads": rows}
-    write_results("inspect_serve", COMMAND, record)
+    write_results("inspect_serve", record)
 
 
 if __name__ == "__main__":

@@ -48,3 +48,5 @@ DETECTORS: dict[str, Callable[[Cell], Detector]] = {
     "method": partial(GanDetector, settings={}),
 }
 """How a row is made for a cell, by its name in the table."""
+GANS = ("AnoGAN", "method from scratch", "AnoGAN, pretrained D", "method without masks", "method")
+"""The rows that have settings."""

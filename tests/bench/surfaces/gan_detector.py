@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.calibration import maps_of
-from cluster.config import Config, load_config
+from cluster.config import load_config
 from cluster.engine import Engine
 from data.preparation import Preparation
 from data.sample import Sample
@@ -18,16 +18,12 @@ from gan.objective import weights_for_contamination
 from tests.bench.data.common import ROOT
 from tests.bench.surfaces.cells import Cell, CellData
 from tests.bench.surfaces.crops import SIDE, Crops
-from tests.bench.train.in_memory import TrainingImages, trained_model
+from tests.bench.train.in_memory import TrainingImages, trained_model, trained_with
 
 SETTINGS = ROOT / "tests/bench/surfaces/gan.yaml"
 ASSUMED = 0.1
 """What a user without any idea of the contamination may assume; used where there is none."""
-ANOGAN: dict[str, Any] = {
-    "objective.gamma": 1.0,
-    "objective.alpha": 0.0,
-    "search.local_contrast": 0,
-}
+ANOGAN: dict[str, Any] = {"objective.gamma": 1.0, "objective.alpha": 0.0}
 OWN: dict[str, Any] = {
     "networks.features": "own",
     "networks.feature_weights": "",
@@ -90,15 +86,6 @@ class GanDetector:
         }
         digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
         return Store(str(ROOT / "outputs")).child("surfaces", f"models/{digest}")
-
-
-def trained_with(config: Config) -> dict[str, Any]:
-    """The sections of a configuration that training in memory reads."""
-    sections = ("networks", "objective", "schedule", "optimizer", "augment")
-    told: dict[str, Any] = {
-        name: getattr(config, name).model_dump(mode="json") for name in sections
-    }
-    return told | {"seed": config.run.seed, "symmetries": config.data.symmetries}
 
 
 def _samples(crops: Crops) -> list[Sample]:

@@ -1,22 +1,23 @@
 """Tables of the study: mean over the seeds, and for unseen kinds over the four runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from tests.bench.resumable import Row, row_of
-from tests.bench.surfaces.cells import SEEN, Cell
+from tests.bench.resumable import Row, grouped
+from tests.bench.surfaces.cells import SEEN
 from tests.bench.surfaces.crops import KINDS
 from tests.bench.surfaces.metrics import ALL, LEVELS, MEAN
 from tests.bench.train import tables
 
+_HEAD = ("row", "contamination", "intensity", "settings")
 _UNSEEN = {kind: f"unseen:{kind}" for kind in KINDS}
 
 
-def summary(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
+def summary(rows: Sequence[Row]) -> list[Row]:
     """Every level by row and contamination: seen kinds together, their mean, the mean of unseen."""
     result = []
-    for head, found in _groups(cells, rows):
+    for head, found in grouped(rows, _HEAD):
         seen = [row for row in found if row["setting"] == SEEN]
         unseen = [row for row in found if row["setting"] != SEEN]
         for kinds, chosen, name in (
@@ -29,10 +30,10 @@ def summary(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
     return result
 
 
-def by_kind(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
+def by_kind(rows: Sequence[Row]) -> list[Row]:
     """Every level of each kind, seen and unseen, with the mean ends of its interval."""
     result = []
-    for head, found in _groups(cells, rows):
+    for head, found in grouped(rows, _HEAD):
         for name, settings in (("seen", dict.fromkeys(KINDS, SEEN)), ("unseen", _UNSEEN)):
             for level in LEVELS:
                 line = head | {"level": level, "kinds": name}
@@ -55,14 +56,6 @@ def show(levels: Sequence[Row], kinds: Sequence[Row]) -> None:
 
 def _text(ends: Sequence[float | None]) -> str:
     return "-" if ends[0] is None else f"{ends[0]} ({ends[1]}-{ends[2]})"
-
-
-def _groups(cells: Sequence[Cell], rows: Sequence[Row]) -> Iterator[tuple[Row, list[Row]]]:
-    for name, contamination in dict.fromkeys((cell.row, cell.contamination) for cell in cells):
-        wanted = [c for c in cells if (c.row, c.contamination) == (name, contamination)]
-        found = [row for cell in wanted if (row := row_of(cell, rows))]
-        if found:
-            yield {"row": name, "contamination": contamination}, found
 
 
 def _mean(told: Sequence[float | None]) -> float | None:

@@ -1,8 +1,8 @@
 """Magnetic tiles: the method beside what an engineer would otherwise use.
 
 `BLEMISH_IMAGES=../shared/images PYTHONPATH=. python tests/bench/surfaces/surfaces.py` judges each
-row on the same crops for each contamination, setting and seed, prints tables and writes
-tests/bench/results/surfaces.json.
+row on the same crops for each contamination, setting and seed and prints tables. Those of all that
+was ever run go to tests/bench/results/surfaces.json.
 
 A cell is one line of tests/bench/results/surfaces_cells.jsonl; cells that stand there are not run
 again, so the command may be stopped and goes on where it was. Scores and maps of the test pictures
@@ -30,15 +30,14 @@ import torch
 
 from data.store import Store
 from tests.bench.data.common import RESULTS, skip_without_images, write_results
-from tests.bench.resumable import Row, listed, load_rows, run_missing, setting
+from tests.bench.resumable import Row, listed, load_rows, row_of, run_missing, setting
 from tests.bench.surfaces.cells import SETTINGS, Cell, Surfaces
 from tests.bench.surfaces.crops import Crops, Intensity
-from tests.bench.surfaces.detectors import ANOMALIB, DETECTORS, Detector, Scored
+from tests.bench.surfaces.detectors import ANOMALIB, DETECTORS, GANS, Detector, Scored
 from tests.bench.surfaces.metrics import LEVELS, MEAN, Judged, judged, measure
 from tests.bench.surfaces.pretrained import OUTPUTS
 from tests.bench.surfaces.summary import by_kind, show, summary
 
-COMMAND = "PYTHONPATH=. python tests/bench/surfaces/surfaces.py"
 CELLS = "surfaces_cells.jsonl"
 CONTAMINATIONS = (0.0, 0.05, 0.1, 0.2)
 SEEDS = (0, 1, 2)
@@ -105,7 +104,14 @@ def keep(cell: Cell, found: Judged) -> None:
 def cells_of(options: argparse.Namespace) -> list[Cell]:
     """All cells that are asked for."""
     return [
-        Cell(row, contamination, setting, seed, options.intensity, dict(options.set))
+        Cell(
+            row,
+            contamination,
+            setting,
+            seed,
+            options.intensity,
+            dict(options.set) if row in GANS else {},
+        )
         for seed in options.seeds
         for row in options.rows
         for contamination in options.contaminations
@@ -146,9 +152,9 @@ def main() -> None:
         head = f"{row['row']}, {row['contamination']:.0%}, {row['setting']}, seed {row['seed']}"
         print(f"{head}: {numbers} ({row['fit_s']} s, {row['crops_per_s']} crops/s)", flush=True)
     rows = load_rows(store, CELLS)
-    levels, kinds = summary(cells, rows), by_kind(cells, rows)
-    show(levels, kinds)
-    write_results("surfaces", COMMAND, {"options": vars(options), "rows": levels, "kinds": kinds})
+    asked = [row for cell in cells if (row := row_of(cell, rows))]
+    show(summary(asked), by_kind(asked))
+    write_results("surfaces", {"rows": summary(rows), "kinds": by_kind(rows)})
 
 
 if __name__ == "__main__":

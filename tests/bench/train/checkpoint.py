@@ -32,7 +32,6 @@ from tests.bench.train.step import DEMO, cluster_command
 from tests.bench.train.tables import Row, show
 from tests.jobs import kill_tree
 
-COMMAND = "PYTHONPATH=. python tests/bench/train/checkpoint.py"
 NUM_CHECKPOINTS = 10
 NUM_KILLS = 3
 TIMES = "times-{rank}.jsonl"
@@ -248,7 +247,7 @@ def main() -> None:
     show("what a checkpoint costs", rows)
     show("from a kill to the next step", kills)
     record = {"checkpoints": rows, "kills": kills, "quick": quick, "torch": torch.__version__}
-    write_results("train_checkpoint", COMMAND, record | {"load_average": os.getloadavg()})
+    write_results("train_checkpoint", record | {"load_average": os.getloadavg()})
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from gan.state import Rates, TrainingState
 from gan.step import Objective
 
 CPU = torch.device("cpu")
+VERSION = 2
+"""Raised when the same settings train or judge another model than before, so that no older model
+or row is taken for it. 1: while a stage faded in, training images were not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +43,19 @@ class TrainingImages:
     normal: Image8
     known: Image8
     masks: Mask | None = None
+
+
+def trained_with(config: Config) -> dict[str, Any]:
+    """What decides a model but its images: sections of the configuration, seed and version."""
+    sections = ("networks", "objective", "schedule", "optimizer", "augment")
+    told: dict[str, Any] = {
+        name: getattr(config, name).model_dump(mode="json") for name in sections
+    }
+    return told | {
+        "seed": config.run.seed,
+        "symmetries": config.data.symmetries,
+        "version": VERSION,
+    }
 
 
 def train(config: Config, images: TrainingImages) -> TrainingState:

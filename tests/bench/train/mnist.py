@@ -5,8 +5,7 @@ and contamination and prints the mean AUROC over the digits. Kinds of anomaly: t
 contaminate the training images, the other four do not. Labelled (seen) are those that contaminate
 or, with `--labelled others`, those that do not; the rest is unseen. `--labelled reviewed` are these
 and the wrong ones among the method's first suspects, as many as are wrong. Every model gets the
-same images and labels. The table goes to tests/bench/results/mnist.json, mnist_others.json or
-mnist_reviewed.json.
+same images and labels. The means of all that was ever run go to tests/bench/results/mnist.json.
 
 A cell is one line of tests/bench/results/mnist_cells.jsonl; cells that stand there are not run
 again, so the command may be stopped and goes on where it was. Trained models are kept in
@@ -27,7 +26,7 @@ import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -42,12 +41,12 @@ from data.store import Store
 from gan.objective import weights_for_contamination
 from tests.bench import resumable
 from tests.bench.data.common import RESULTS, ROOT, skip_without_images, write_results
-from tests.bench.resumable import Row, listed, load_rows, row_of, setting
+from tests.bench.resumable import Row, grouped, listed, load_rows, row_of, setting
+from tests.bench.train.in_memory import VERSION, trained_with
 from tests.bench.train.mnist_classic import MODELS, classic_scores
 from tests.bench.train.mnist_gan import gan_scores, trained_on
 from tests.bench.train.mnist_images import LABELLED, Parts, cell_images, known_digits, reviewed
 
-COMMAND = "PYTHONPATH=. python tests/bench/train/mnist.py"
 CELLS = "mnist_cells.jsonl"
 METHOD, ANOGAN = "method", "AnoGAN"
 GANS = (METHOD, ANOGAN)
@@ -69,7 +68,9 @@ class Cell:
         train_images: images called normal; 0 for the demo's 280 and contaminants.
         seed: seed of the split and of the training.
         labelled: which kinds are, one of `LABELLED`.
-        settings: what differs from cluster/demo.yaml, by dotted path; empty for textbook models.
+        settings: what differs from cluster/demo.yaml, by dotted path; empty for textbook models,
+            unless a model of the method chose their images (`reviewed`).
+        version: of the code that trains; 0 where no GAN has a part.
     """
 
     digit: int
@@ -79,6 +80,11 @@ class Cell:
     seed: int
     labelled: str
     settings: dict[str, Any]
+    version: int = 0
+
+
+HEAD = tuple(field.name for field in fields(Cell) if field.name != "digit")
+"""What the digits of a mean share."""
 
 
 def config_of(cell: Cell) -> Config:
@@ -92,10 +98,8 @@ def config_of(cell: Cell) -> Config:
 
 def model_folder(cell: Cell) -> Store:
     """Where the cell's model is kept, so that another score needs no training."""
-    facts = asdict(cell)
-    trained = {k: v for k, v in cell.settings.items() if not k.startswith("search.")}
-    name = json.dumps(facts | {"settings": trained}, sort_keys=True)
-    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    facts = asdict(cell) | {"settings": trained_with(config_of(cell))}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return Store(str(ROOT / "outputs")).child("mnist_models", f"{cell.digit}-{cell.model}-{digest}")
 
 
@@ -122,8 +126,7 @@ def run_cell(cell: Cell) -> Row:
 
 def after_review(cell: Cell, parts: Parts) -> Parts:
     """The images after a person looked at the suspects of the method's model made without them."""
-    settings = cell.settings or {"schedule.final_kimg": KIMG}
-    before = replace(cell, model=METHOD, labelled="others", settings=settings)
+    before = replace(cell, model=METHOD, labelled="others")
     config = config_of(before)
     model = trained_on(model_folder(before), config, parts)
     scores = gan_scores(config, model, parts, cell.digit, "train-normal")
@@ -157,6 +160,7 @@ def aurocs(
 def cells_of(options: argparse.Namespace) -> list[Cell]:
     """All cells of a table, those with little to do first."""
     settings = {"schedule.final_kimg": options.kimg} | dict(options.set)
+    learned = GANS if options.labelled != LABELLED[-1] else (*GANS, *MODELS)
     return [
         Cell(
             digit,
@@ -165,7 +169,8 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
             options.train_images,
             options.seed,
             options.labelled,
-            settings if model in GANS else {},
+            settings if model in learned else {},
+            VERSION if model in learned else 0,
         )
         for model in sorted(options.models, key=lambda name: name in GANS)
         for contamination in options.contaminations
@@ -183,16 +188,13 @@ def run_missing(cells: Sequence[Cell], store: Store, pool: Executor) -> Iterator
     yield from resumable.run_missing(cells, store, CELLS, run_all)
 
 
-def means(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Row]:
-    """Mean AUROC over the digits for each model and contamination."""
+def means(rows: Sequence[Row]) -> list[Row]:
+    """Mean AUROC over the digits, where all else is the same."""
     result = []
-    for model, contamination in dict.fromkeys((c.model, c.contamination) for c in cells):
-        wanted = [c for c in cells if (c.model, c.contamination) == (model, contamination)]
-        found = [row for cell in wanted if (row := row_of(cell, rows))]
-        if found:
-            mean = {kind: round(float(np.mean([row[kind] for row in found])), 4) for kind in KINDS}
-            head = {"model": model, "contamination": contamination, "digits": len(found)}
-            result.append(head | mean | {"lowest": min(row["all"] for row in found)})
+    for head, found in grouped(rows, HEAD):
+        mean = {kind: round(float(np.mean([row[kind] for row in found])), 4) for kind in KINDS}
+        lowest = min(row["all"] for row in found)
+        result.append(head | {"digits": len(found)} | mean | {"lowest": lowest})
     return result
 
 
@@ -247,10 +249,9 @@ def main() -> None:
             numbers = " ".join(f"{kind} {row[kind]:.3f}" for kind in KINDS)
             head = f"{row['model']}, digit {row['digit']}, {row['contamination']:.0%}"
             print(f"{head}: {numbers} ({row['seconds']} s)", flush=True)
-    summary = means(cells, load_rows(store, CELLS))
-    show(summary)
-    name = "mnist" if options.labelled == LABELLED[0] else f"mnist_{options.labelled}"
-    write_results(name, COMMAND, {"options": vars(options), "rows": summary})
+    rows = load_rows(store, CELLS)
+    show(means([row for cell in cells if (row := row_of(cell, rows))]))
+    write_results("mnist", {"rows": means(rows)})
 
 
 if __name__ == "__main__":

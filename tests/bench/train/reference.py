@@ -25,7 +25,6 @@ from tests.bench.data.turns import against_bar, in_turns, rate, ratio
 from tests.bench.train.plain_gan import PlainDiscriminator, PlainGenerator, PlainTraining
 from tests.bench.train.tables import Row, show
 
-COMMAND = "PYTHONPATH=. python tests/bench/train/reference.py"
 RESOLUTIONS = (32, 64)
 BAR = 1.8
 STEPS = 8
@@ -155,7 +154,7 @@ def main() -> None:
         "seconds": round(time.perf_counter() - started_s, 1),
         "load_average": os.getloadavg(),
     }
-    write_results("train_reference", COMMAND, record)
+    write_results("train_reference", record)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,6 @@ from tests.bench.train.mnist_images import SIDE, Parts, cell_images
 from tests.bench.train.plain_pair import copy_weights, plain_training
 from tests.bench.train.tables import Row, show
 
-COMMAND = "PYTHONPATH=. python tests/bench/train/reference_quality.py"
 DIGIT, CONTAMINATION = 0, 0.2
 STEPS = ("plain", "ours")
 MEASURES = ("swd", "all", "seen", "unseen")
@@ -157,7 +156,7 @@ def main() -> None:
     show("the same networks, images and starting weights", rows)
     show("the step without what the plain one does, less the plain one", compared)
     record = {"torch": torch.__version__, "options": vars(options), "models": rows}
-    write_results("train_reference_quality", COMMAND, record | {"differences": compared})
+    write_results("train_reference_quality", record | {"differences": compared})
 
 
 if __name__ == "__main__":

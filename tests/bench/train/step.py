@@ -35,7 +35,6 @@ from tests.bench.train.in_memory import Feed, TrainingImages
 from tests.bench.train.mnist_images import cell_images
 from tests.bench.train.tables import Row, show
 
-COMMAND = "PYTHONPATH=. python tests/bench/train/step.py"
 DEMO = str(ROOT / "cluster/demo.yaml")
 BAR_RATE, BAR_WAIT = 0.95, 0.02
 TURNS = 3
@@ -155,7 +154,7 @@ def main() -> None:
     told = {"waiting": waiting, "bar": BAR_WAIT, "met": waiting < BAR_WAIT}
     show("medians", [{"what": "whole / bare", **rate}, {"what": "waiting for data", **told}])
     record = {"turns": rows, "rate": rate, "wait": told, "quick": quick, "torch": torch.__version__}
-    write_results("train_step", COMMAND, record | {"load_average": os.getloadavg()})
+    write_results("train_step", record | {"load_average": os.getloadavg()})
 
 
 if __name__ == "__main__":
