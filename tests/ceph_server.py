@@ -1,7 +1,7 @@
 """A private Ceph cluster of one monitor, one in-memory disk and one S3 gateway, on loopback.
 
 Unlike moto it checks signatures, splits objects as a real store does, and can be killed. Start one
-by hand with `python tests/ceph_server.py`.
+by hand with `python -m tests.ceph_server`.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+
+from tests.ports import free_ports
 
 BUCKET = "blemish"
 ACCESS_KEY = "BLEMISHACCESSKEY"
@@ -119,7 +120,7 @@ class CephServer:
             folder: an existing folder for nothing else. Configuration and logs are left in it.
         """
         self._folder = folder.resolve()
-        self._mon_port, self.port = _free_ports(2)
+        self._mon_port, self.port = free_ports(2)
         self._fsid = str(uuid.uuid4())
         self._daemons: dict[str, subprocess.Popen[bytes]] = {}
         self._guard: subprocess.Popen[bytes] | None = None
@@ -272,15 +273,6 @@ class CephServer:
             "CEPH_CONF": str(self._folder / "ceph.conf"),
             "LC_ALL": "C.UTF-8",
         }
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nothing listens on, all different."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def main() -> int:

@@ -8,11 +8,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+# Examples that were slow for once are no failure; a test that hangs ends after pytest's time.
+hypothesis.settings.register_profile("blemish", deadline=None)
+hypothesis.settings.load_profile("blemish")
 
 # Tests start Ray themselves; a cluster of the person who runs them is none of their business.
 for _name in [name for name in os.environ if name.startswith("RAY_")]:

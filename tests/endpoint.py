@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from tests.jobs import kill_tree, start_cli
-from tests.mlflow_server import free_port
+from tests.ports import free_port
 
 PNG = {"Content-Type": "image/png"}
 _START_S = 240
@@ -33,15 +33,21 @@ class Endpoint:
 
     def __enter__(self) -> "Endpoint":
         self._process = start_cli(self._words, env=self._env)
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + _START_S
         while "ready: " not in self.output:
             if self._process.poll() is not None or time.monotonic() > deadline_s:
-                self.__exit__()
                 raise AssertionError(self.output)
             time.sleep(0.1)
-        return self
 
     def __exit__(self, *_: object) -> None:
         kill_tree(self._process.pid)
@@ -55,7 +61,7 @@ class Endpoint:
     def replicas(self) -> list[psutil.Process]:
         """The processes that hold a model."""
         family = psutil.Process(self._process.pid).children(recursive=True)
-        return [one for one in family if "blemish:engine" in " ".join(one.cmdline())]
+        return [one for one in family if "blemish:engine" in _command(one)]
 
     def ask(
         self,
@@ -80,3 +86,11 @@ class Endpoint:
         assert self._process.stdout
         for line in self._process.stdout:
             self.output += line
+
+
+def _command(process: psutil.Process) -> str:
+    """Its command line; empty where it ended meanwhile."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -68,21 +68,31 @@ PATCHES = TINY | {
 """A discriminator on a frozen network, a few steps at each stage, scores without a search."""
 
 
+STARTED: list[subprocess.Popen[str]] = []
+"""Commands in processes of their own."""
+
+
 def flags(settings: dict[str, object]) -> list[str]:
     """Settings as command-line words."""
     return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
 
 
 def start_cli(words: Sequence[str], *, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start a command in a process of its own; all it and its libraries say goes to a pipe."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "cluster", *words],
-        cwd=ROOT,
-        env=os.environ | (env or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    """Start a command in a process of its own; all it and its libraries say goes to a pipe.
+
+    What a test has left running is killed when it ends.
+    """
+    STARTED.append(
+        process := subprocess.Popen(
+            [sys.executable, "-m", "cluster", *words],
+            cwd=ROOT,
+            env=os.environ | (env or {}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
     )
+    return process
 
 
 def run_cli(words: Sequence[str], *, env: dict[str, str] | None = None) -> tuple[int, str]:
@@ -102,6 +112,17 @@ def run_cli(words: Sequence[str], *, env: dict[str, str] | None = None) -> tuple
         except SystemExit as stop:
             status = int(stop.code or 0)
     return status, told.getvalue()
+
+
+def end_group(process: subprocess.Popen[bytes], timeout_s: float = 30) -> None:
+    """SIGTERM to a server that leads a process group, SIGKILL where that is not enough."""
+    for told in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, told)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=timeout_s)
+            return
+    raise AssertionError(f"process {process.pid} does not end")
 
 
 def kill_tree(pid: int) -> None:

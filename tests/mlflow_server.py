@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,12 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-
-def free_port() -> int:
-    """A port of the loopback interface that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+from tests.jobs import end_group
 
 
 @contextlib.contextmanager
@@ -40,9 +34,7 @@ def mlflow_server(folder: Path, port: int) -> Iterator[str]:
         yield uri
     finally:
         # The server is a parent with worker processes; its group ends with it.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 15)
-        process.wait(timeout=30)
+        end_group(process)
         log.close()
 
 

@@ -50,7 +50,11 @@ def open_page(url: str, profile: Path, *, width: int = 1280, height: int = 900) 
         yield page
     finally:
         process.terminate()
-        process.wait(timeout=20)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         os.close(write_end)
         os.close(read_end)
 

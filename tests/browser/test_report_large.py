@@ -126,7 +126,8 @@ def test_filters_count_what_they_show(page: Page, table: pd.DataFrame) -> None:
 def test_searching_is_quick(page: Page) -> None:
     # Far above what it takes, so that only a slip such as a search in quadratic time fails.
     _set(page, text="part")
-    assert page.run("(t => { search(); return performance.now() - t })(performance.now())") < 1_000
+    once = "(t => { search(); return performance.now() - t })(performance.now())"
+    assert min(page.run(once) for _ in range(5)) < 1_000
 
 
 def test_keys_walk_through_cards_and_pages(page: Page) -> None:

@@ -12,7 +12,17 @@ from ray.cluster_utils import Cluster
 
 from tests.ceph_server import INSTALL, CephServer, missing_programs
 from tests.cluster_nodes import FAST_CHECKS
-from tests.jobs import FADING, TINY, flags, run_cli
+from tests.jobs import FADING, STARTED, TINY, flags, kill_tree, run_cli
+
+
+@pytest.fixture(autouse=True)
+def _nothing_goes_on() -> Iterator[None]:
+    """Kill the commands that a test started and, because it failed, did not end."""
+    before = len(STARTED)
+    yield
+    for process in STARTED[before:]:
+        if process.poll() is None:
+            kill_tree(process.pid)
 
 
 @pytest.fixture(scope="session")

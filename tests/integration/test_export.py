@@ -5,7 +5,6 @@ import base64
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -21,8 +20,8 @@ from cluster.examiner import Examiner, Picture, Verdict
 from cluster.export import PACKAGES, REQUIREMENTS
 from cluster.model_store import load_card, load_model
 from data.store import Store
-from tests.jobs import ROOT, flags, run_cli
-from tests.mlflow_server import free_port
+from tests.jobs import ROOT, end_group, flags, run_cli
+from tests.ports import free_port
 from tests.tiny_model import SETTINGS, calibrated_model, image_file, model_config
 
 NUM_IMAGES = 3
@@ -144,9 +143,7 @@ def test_mlflow_serves_it(exported: tuple[Path, list[Verdict]], tmp_path: Path) 
         with urllib.request.urlopen(request, timeout=120) as answer:
             _assert_right(json.load(answer)["predictions"], expected)
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=60)
+        end_group(process)
         log.close()
 
 

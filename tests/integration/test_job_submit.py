@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,20 +12,15 @@ from pathlib import Path
 import pytest
 
 from tests.jobs import ROOT, TINY, flags, kill_tree
+from tests.ports import free_ports
 
 RAY = str(Path(sys.executable).with_name("ray"))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """A head node on loopback with token authentication; yields the environment of its clients."""
-    gcs, dashboard = _free_port(), _free_port()
+    gcs, dashboard = free_ports(2)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     env |= {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
@@ -45,18 +39,24 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     finally:
         kill_tree(process.pid)
         process.wait(timeout=60)
-        shutil.rmtree(temporary)
+        # What a process of Ray writes that was born while the others were killed.
+        shutil.rmtree(temporary, ignore_errors=True)
         log.close()
 
 
 def _wait_until_up(env: dict[str, str]) -> None:
     for _ in range(30):
-        listed = subprocess.run(
-            [RAY, "job", "list"], env=env, capture_output=True, text=True, timeout=60
-        )
+        try:
+            listed = subprocess.run(
+                [RAY, "job", "list"], env=env, capture_output=True, text=True, timeout=60
+            )
+        except subprocess.TimeoutExpired as error:
+            told = str(error)
+            continue
         if listed.returncode == 0:
             return
-    raise AssertionError(f"the head node does not answer: {listed.stdout}{listed.stderr}")
+        told = f"{listed.stdout}{listed.stderr}"
+    raise AssertionError(f"the head node does not answer: {told}")
 
 
 def _submit(env: dict[str, str], words: list[str]) -> subprocess.CompletedProcess[str]:

@@ -218,7 +218,10 @@ def test_it_answers_what_it_has_accepted_before_it_stops(
         assert endpoint.stop() == 0
     for seen in clients.statuses:
         assert set(seen[:-1]) == {200}
-        assert seen[-1] == 503
+    last = [seen[-1] for seen in clients.statuses]
+    # Who asks only after the last answer may find no route, or nobody.
+    assert 503 in last
+    assert {status for status in last if isinstance(status, int)} <= {503, 404}
     assert "stopping: what was accepted is answered first" in endpoint.output
 
 

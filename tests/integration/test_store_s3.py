@@ -78,10 +78,13 @@ def test_store_can_be_sent_to_another_process(store: Store) -> None:
     store.write_bytes("pickled.txt", b"hello")
     context = multiprocessing.get_context("fork")
     results = context.Queue()
-    child = context.Process(target=_read_in_child, args=(pickle.dumps(store), results))
+    child = context.Process(target=_read_in_child, args=(pickle.dumps(store), results), daemon=True)
     child.start()
-    assert results.get(timeout=60) == b"hello"
-    child.join()
+    try:
+        assert results.get(timeout=60) == b"hello"
+    finally:
+        child.kill()
+        child.join()
 
 
 def test_missing_object_and_bucket_are_named(store: Store) -> None:

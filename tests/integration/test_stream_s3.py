@@ -107,9 +107,11 @@ def test_server_killed_and_restarted_in_the_middle_of_a_stream(
     restart = threading.Timer(4.0, ceph.start_gateway)
     restart.start()
     started_s = time.monotonic()
-    batches += _take(stream, NUM_BATCHES - 1)
+    try:
+        batches += _take(stream, NUM_BATCHES - 1)
+    finally:
+        restart.join()
     assert time.monotonic() - started_s > 3, "the server was not missed"
-    restart.join()
     assert _same(batches, wanted)
     assert stream.losses == []
     stream.close()

@@ -11,7 +11,8 @@ from mlflow import MlflowClient
 from cluster.config import Config, load_config
 from cluster.tracking import METRICS, Tracker, finish_run, load_run, log_results, open_run
 from data.store import Store
-from tests.mlflow_server import free_port, mlflow_server
+from tests.mlflow_server import mlflow_server
+from tests.ports import free_port
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -99,7 +100,7 @@ def test_server_away_for_a_while_stops_nobody_and_misses_nothing(
     started_s = time.perf_counter()
     for number in range(3, 103):
         tracker.row(_row(number))
-    assert (time.perf_counter() - started_s) / 100 < 0.001, "a call waited for the dead server"
+    assert time.perf_counter() - started_s < 2, "calls waited for the dead server"
     assert not tracker.close(timeout_s=1)
     _write_rows(run_dir, 103)
     finish_run(config, "FINISHED", name="one")

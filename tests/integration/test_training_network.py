@@ -19,6 +19,7 @@ import pytest
 from tests.ceph_server import INSTALL
 from tests.cluster_nodes import FAST_CHECKS
 from tests.jobs import FADING, flags, kill_tree, start_cli
+from tests.ports import free_port
 from tests.training_runs import TOTAL, rows_of_steps, saved, wait_for_images, workers_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -71,7 +72,7 @@ class Hosts:
             _ip("-n", name, "addr", "add", f"{self._ip_of(number)}/24", "dev", INSIDE)
             _ip("-n", name, "link", "set", INSIDE, "up")
             _ip("-n", name, "link", "set", "lo", "up")
-        port = _free_port()
+        port = free_port(HEAD)
         self.address = f"{HEAD}:{port}"
         head = ["--head", f"--node-ip-address={HEAD}", f"--port={port}", "--num-cpus=0"]
         self._raylet([], [*head, "--include-dashboard=false", f"--temp-dir={self._folder}"])
@@ -110,12 +111,6 @@ class Hosts:
         with log:
             raylet = subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT)
         self._raylets.append(raylet)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HEAD, 0))
-        return int(probe.getsockname()[1])
 
 
 def _listens(host: str, port: int) -> bool:

@@ -17,8 +17,9 @@ from cluster.config import Config, load_config
 from cluster.tracking import METRICS, Tracker, finish_run, load_run, open_run
 from cluster.train_loop import train_worker
 from tests.jobs import TINY
-from tests.mlflow_server import free_port, mlflow_server
+from tests.mlflow_server import mlflow_server
 from tests.one_rank import Board, without_ray
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 

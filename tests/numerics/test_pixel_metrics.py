@@ -122,7 +122,7 @@ def test_values_outside_fall_into_the_first_and_last_bin() -> None:
     ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(12)), st.integers(1, 5))
 def test_units_add_up_in_any_order(order: list[int], num_units: int) -> None:
     images = _images(0)

@@ -119,13 +119,6 @@ def test_of_a_size_given_twice_the_first_counts(pixels: np.ndarray) -> None:
     assert read_picture(payload, PLAIN).shape[:2] == GREY.shape
 
 
-@pytest.mark.parametrize("name", [n for n in LOSSLESS if n not in ("bmp grey", "bmp rgb")])
-def test_half_a_file_is_refused(name: str) -> None:
-    payload, _ = LOSSLESS[name]
-    with pytest.raises(DataError):
-        read_picture(payload[: len(payload) // 2], PLAIN)
-
-
 def test_a_png_with_one_wrong_bit_is_refused() -> None:
     for name in ("png rgb", "png rgb 16"):
         payload = bytearray(LOSSLESS[name][0])
@@ -142,6 +135,13 @@ VALID = [payload for payload, _ in LOSSLESS.values()] + [
     saved(Image.fromarray(RGB), "TIFF", compression="jpeg"),
     saved(Image.fromarray(RGB), "TIFF", compression="tiff_adobe_deflate"),
 ]
+
+
+@pytest.mark.parametrize("number", range(len(VALID)))
+def test_half_a_file_is_refused(number: int) -> None:
+    payload = VALID[number]
+    with pytest.raises(DataError):
+        read_picture(payload[: len(payload) // 2], PLAIN)
 
 
 @st.composite
@@ -178,7 +178,7 @@ def repaired(payload: bytes) -> bytes:
     return b"".join(parts)
 
 
-@settings(max_examples=600, deadline=2000, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 @given(mutations(), st.booleans())
 def test_mutated_files_decode_or_are_refused(payload: bytes, repair: bool) -> None:
     payload = repaired(payload) if repair else payload
@@ -193,7 +193,7 @@ def test_mutated_files_decode_or_are_refused(payload: bytes, repair: bool) -> No
     assert sorted(image.shape[:2]) == sorted((header.height, header.width))
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 @given(
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0+", b"BM"]),
     st.binary(max_size=300),

@@ -229,7 +229,7 @@ WHOLE = tar(
 )  # fmt: skip
 
 
-@settings(max_examples=200, deadline=2000)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_mutated_shards_are_imported_or_refused(tmp_path_factory, data: st.DataObject) -> None:
     payload = bytearray(WHOLE)

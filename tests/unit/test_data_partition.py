@@ -21,7 +21,7 @@ def _all(shards: list[int]) -> set[tuple[int, int]]:
     return {(shard, i) for shard, size in enumerate(shards) for i in range(size)}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(SHARDS, st.integers(1, 50), st.integers(0, 2**31), st.integers(0, 50))
 def test_each_pass_reads_every_sample_once(
     shards: list[int], lanes: int, seed: int, pass_index: int
@@ -33,7 +33,7 @@ def test_each_pass_reads_every_sample_once(
     assert set(once) == _all(shards)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_change_of_the_world_reads_each_sample_of_the_pass_once(data: st.DataObject) -> None:
     """Batches of random size by a random number of ranks, changed at random points."""
@@ -57,7 +57,6 @@ def test_any_change_of_the_world_reads_each_sample_of_the_pass_once(data: st.Dat
     assert set(read.values()) == {1}
 
 
-@settings(deadline=None)
 @given(SHARDS, st.integers(1, 9), st.integers(0, 500))
 def test_a_number_is_found_without_reading_those_before_it(
     shards: list[int], lanes: int, number: int

@@ -98,8 +98,10 @@ def test_killed_write_leaves_no_object(tmp_path) -> None:
     child = os.fork()
     if child == 0:
         os.replace = lambda *_: os._exit(9)  # type: ignore[assignment] # dies just before the rename
-        Store(str(tmp_path)).write_bytes("x", b"new")
-        os._exit(0)
+        try:
+            Store(str(tmp_path)).write_bytes("x", b"new")
+        finally:
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
     store = Store(str(tmp_path))
     assert len(list(tmp_path.iterdir())) == 1

@@ -78,7 +78,7 @@ def test_images_have_the_asked_resolution_and_its_order_is_that_of_the_others(un
     assert _values(reader, numbers) == _values(_reader(untouched), numbers)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_killed_and_resumed_by_other_ranks_equals_the_straight_run(untouched, data) -> None:
     """Kill points, world sizes, threads and read-ahead at random: the same global batches."""

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from data.errors import DataError
@@ -21,7 +21,6 @@ def _layouts(draw: st.DrawFn) -> tuple[int, int, int, int]:
     return side + draw(st.integers(0, 60)), side + draw(st.integers(0, 60)), side, overlap
 
 
-@settings(deadline=None)
 @given(_layouts())
 def test_tiles_cover_the_image_lie_inside_and_overlap(layout: tuple[int, int, int, int]) -> None:
     height, width, side, overlap = layout
@@ -98,7 +97,6 @@ def _cut(image: np.ndarray, side: int, overlap: int) -> tuple[list[np.ndarray], 
     return [image[y : y + side, x : x + side] for y, x in offsets], offsets
 
 
-@settings(deadline=None)
 @given(_layouts())
 def test_tiles_of_a_map_go_together_to_the_map(layout: tuple[int, int, int, int]) -> None:
     height, width, side, overlap = layout

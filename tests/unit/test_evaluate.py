@@ -170,6 +170,21 @@ def _config(folder: Path) -> Config:
     return load_config(None, overrides)
 
 
+def test_numbers_and_the_ends_of_their_intervals_go_to_mlflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(tmp_path)
+    write_inspection(Store(config.inspect.dir))
+    sent: dict[str, float] = {}
+    monkeypatch.setattr("cluster.evaluate.log_results", lambda _, numbers: sent.update(numbers))
+    metrics = evaluate_run(config)
+    low, high = metrics["intervals"]["auroc"]
+    assert sent["out/auroc"] == metrics["auroc"]
+    assert (sent["out/auroc_low"], sent["out/auroc_high"]) == (low, high)
+    assert low < metrics["auroc"] < high
+    assert sent["out/num_failed"] == len(FAILED)
+
+
 def test_evaluate_run_writes_what_it_returns(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from cluster.assembly import Scored, assemble_images
@@ -101,10 +102,17 @@ def test_memory_does_not_grow_with_the_number_of_pictures(
     assert answers[0] == answers[1]
 
 
-def test_a_low_logit_is_said_to_be_abnormal() -> None:
+def test_a_low_logit_is_said_to_be_abnormal(config: Config) -> None:
     """As the objective has it: D's logit is high where an image looks like the normal ones."""
     told = Verdict.model_json_schema()["properties"]["logit"]["description"]
-    assert told == "The discriminator's logit; lower is more abnormal."
+    assert "lower is more abnormal" in told
+    model, picture = calibrated_model(config), Picture(image_file(0), "one")
+    assert model.card.calibration
+    before = _verdict(Examiner(model, model.card.calibration), picture).logit
+    with torch.no_grad():
+        model.discriminator.logit.bias -= 1  # D calls every image less real.
+    after = _verdict(Examiner(model, model.card.calibration), picture).logit
+    assert after == pytest.approx(before - 1, abs=1e-4)
 
 
 def test_the_key_decides_where_the_search_starts(config: Config) -> None:

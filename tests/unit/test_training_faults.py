@@ -172,6 +172,30 @@ def test_damaged_images_end_the_run_for_good_and_a_disk_that_refuses_does_not(
         _train(config)
 
 
+def test_what_cannot_be_read_is_listed_and_counted_over_a_resume(
+    dataset: str, tmp_path: Path, failing: Callable[[Fail], None]
+) -> None:
+    copy = Store(str(tmp_path / "data"))
+    for path in Store(dataset).list():
+        copy.write_bytes(path, Store(dataset).read_bytes(path))
+    spoilt = load_index(copy).shards_of("train-normal", 8)[0]
+    copy.write_bytes(spoilt.path, b"no tar")
+    places = {"data.uri": copy.uri, "run.dir": str(tmp_path / "run")}
+    config = load_config(None, SETTINGS | places | {"data.max_bad_fraction": 0.6})
+    failing(_at(17, error=KilledError))
+    with pytest.raises(KilledError):
+        _train(config)
+    (listed,) = (tmp_path / "run/quarantine").iterdir()
+    before = listed.read_text()
+    lost = [json.loads(line) for line in before.splitlines()]
+    assert {one["path"] for one in lost} == {spoilt.path}
+    assert sum(one["num_samples"] for one in lost) == spoilt.samples
+    failing(lambda _: None)
+    _train(config)
+    assert listed.read_text() == before
+    assert _rows(tmp_path / "run")[-2]["data/lost_images"] == spoilt.samples
+
+
 def _refuse(*_: object) -> None:
     raise StoreError("too many open files")
 
@@ -186,6 +210,7 @@ def test_checkpoints_of_a_run_with_another_objective_are_not_taken(
     board = Board()
     with pytest.raises(UserError, match="none of the 4 checkpoints"):
         _train(load_config(None, settings), board)
+    assert board.notes
     assert all("of another run, with objective=" in note for note in board.notes)
 
 
@@ -238,7 +263,9 @@ def test_weights_spoilt_by_a_step_are_in_no_checkpoint(
     failing(spoil)
     (note,) = _train(_config(dataset, tmp_path))
     assert "weights are not finite after 80 images; it goes on from 0.04 kimg" in note
-    for path in tmp_path.glob("checkpoints/*/state.pt"):
+    paths = list(tmp_path.glob("checkpoints/*/state.pt"))
+    assert paths
+    for path in paths:
         saved = torch.load(path, weights_only=True)
         assert all(value.isfinite().all() for value in saved["average"].values())
 
