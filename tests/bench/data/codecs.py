@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data.sample import encode_png
 from tests.bench.data.common import Image8
 
 Decoder = Callable[[bytes], Image8]
@@ -74,6 +75,7 @@ def _pillow(_: Any) -> Made:
     encoders |= {f"pillow level {n}": encoder(compress_level=n) for n in (0, 1, 3, 9)}
     strategies = {"filtered": 1, "huffman": 2, "rle": 3, "fixed": 4}
     encoders |= {f"pillow {name}": encoder(compress_type=n) for name, n in strategies.items()}
+    encoders["shards"] = lambda image: encode_png(np.atleast_3d(image))
     return {"pillow": decode}, {"pillow": decode}, encoders
 
 

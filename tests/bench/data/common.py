@@ -26,9 +26,10 @@ Image8 = NDArray[np.uint8]
 
 def write_results(name: str, record: dict[str, Any]) -> None:
     """Write tests/bench/results/<name>.json: the record, with command, date and machine."""
+    path = os.environ.get("PYTHONPATH", ".")
     script = Path(sys.argv[0]).resolve().relative_to(ROOT)
     head = {
-        "command": f"PYTHONPATH=. python {shlex.join([str(script), *sys.argv[1:]])}",
+        "command": f"PYTHONPATH={path} python {shlex.join([str(script), *sys.argv[1:]])}",
         "date": datetime.date.today().isoformat(),
         "machine": f"{_cpu()}, {os.cpu_count()} cores, Python {platform.python_version()}",
     }
