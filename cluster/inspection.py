@@ -11,7 +11,7 @@ from collections import deque
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from tqdm import tqdm
 
 from cluster import __version__
@@ -52,6 +52,8 @@ from data.store import Store
 SCHEMA_VERSION = 1
 _STILL_S = 30.0
 """Where no unit is done for so long, it is looked whether nodes are missing."""
+_UNAVAILABLE_S = 1.0
+"""Pause after an actor could not be reached: Ray's own retries follow each other at once."""
 
 
 def inspect_dataset(config: Config) -> int:
@@ -192,12 +194,20 @@ def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary
                     continue
                 actor, unit = running.pop(ready[0])
                 beside = [other for mate, other in running.values() if mate is actor]
-                summaries.append(_result(ready[0], [unit, *beside]))
+                try:
+                    summaries.append(_result(ready[0], [unit, *beside]))
+                except ActorUnavailableError:
+                    # Its node may be gone; the actor is restarted once Ray has noticed.
+                    waiting.append(unit)
+                    idle.insert(0, actor)
+                    time.sleep(_UNAVAILABLE_S)
+                    continue
                 bar.update(unit.num_inputs)
                 idle.append(actor)
                 if not waiting and all(actor is not other for other, _ in running.values()):
                     # Its room may be what an actor waits for whose node is gone.
                     ray.kill(actor)
+                    idle = [other for other in idle if other is not actor]
     return summaries
 
 
@@ -233,9 +243,12 @@ def _result(ready: Any, units: list[Inputs]) -> UnitSummary:
 
     Raises:
         UserError: If the actor was killed, by any of them.
+        ActorUnavailableError: If it cannot be reached, and may not be dead.
     """
     try:
         summary: UnitSummary = ray.get(ready)
+    except ActorUnavailableError:
+        raise
     except RayActorError as error:
         raise UserError(
             f"the process that inspected {' and '.join(unit.source for unit in units)} was killed "

@@ -1,13 +1,14 @@
 """How many actors of an inspection there is room for, and what is told where they fail."""
 
 import contextlib
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from cluster import inspect_plan, inspection
 from cluster.config import load_config
@@ -84,6 +85,52 @@ def test_all_units_of_an_actor_that_is_killed_are_named(monkeypatch: pytest.Monk
     """Two are inspected at once, and nobody knows which of them killed it."""
     told = str(_run(monkeypatch, 4, RayActorError()))
     assert "inspected 0.tar and 2.tar was killed each time" in told
+
+
+@dataclass(frozen=True, eq=False)
+class _Ref:
+    result: str
+
+
+@pytest.mark.parametrize("away", [1, 5])
+def test_units_of_an_actor_out_of_reach_are_given_out_again(
+    monkeypatch: pytest.MonkeyPatch, away: int
+) -> None:
+    """Its node may be gone: Ray's retries are over before it has noticed that."""
+    given: list[str] = []
+    killed: list[object] = []
+
+    class Actor:
+        def __init__(self, failures: int) -> None:
+            self._failures = failures
+            self.inspect = SimpleNamespace(remote=self._inspect)
+
+        def _inspect(self, unit: Any) -> Any:
+            assert self not in killed
+            given.append(unit.source)
+            self._failures -= 1
+            return _Ref("" if self._failures >= 0 else unit.source)
+
+    def get(ref: _Ref) -> str:
+        if not ref.result:
+            raise ActorUnavailableError("socket closed", None)
+        return ref.result
+
+    monkeypatch.setattr(inspection, "_UNAVAILABLE_S", 0)
+    monkeypatch.setattr(inspection, "ray_session", contextlib.nullcontext)
+    monkeypatch.setattr(inspection, "_start_actors", lambda *_: [Actor(0), Actor(away)])
+    # What is done comes first, so that the other actor is no longer needed by then.
+    monkeypatch.setattr(
+        inspection.ray,
+        "wait",
+        lambda refs, **_: (sorted(refs, key=lambda ref: not ref.result)[:1], []),
+    )
+    monkeypatch.setattr(inspection.ray, "get", get)
+    monkeypatch.setattr(inspection.ray, "kill", killed.append)
+    units: list[Any] = [SimpleNamespace(source=f"{n}.tar", num_inputs=1) for n in range(4)]
+    done = inspection.run_units(Mock(), units, load_config(None, {}))
+    assert sorted(done) == [unit.source for unit in units]
+    assert len(given) > len(units)
 
 
 def test_a_full_gpu_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
