@@ -88,6 +88,15 @@ class Page:
         while not self._loaded:
             self._note(self._receive())
 
+    def soon(self, expression: str, wanted: object, timeout_s: float = 10) -> bool:
+        """Whether an expression has a value before the time is over."""
+        deadline_s = time.monotonic() + timeout_s
+        while self.run(expression) != wanted:
+            if time.monotonic() > deadline_s:
+                return False
+            time.sleep(0.02)
+        return True
+
     def run(self, expression: str) -> Any:
         """Value of a JavaScript expression; a promise is awaited."""
         answer = self.call(

@@ -163,8 +163,7 @@ def test_large_view_by_keyboard_goes_on_over_the_end_of_a_page(page: Page) -> No
     _press(page, "Escape")
     assert not page.run("viewer.open")
     # The event that moves the focus back comes a moment later.
-    page.run("new Promise(done => setTimeout(done, 50))")
-    assert page.run(FOCUSED) == keys[PAGE_SIZE]
+    assert page.soon(FOCUSED, keys[PAGE_SIZE])
 
 
 def test_slash_leads_to_the_text_filter_and_escape_back(page: Page) -> None:

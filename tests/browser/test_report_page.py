@@ -132,8 +132,7 @@ def test_large_view_shows_pictures_and_regions(page: Page) -> None:
     page.press("Escape", 27)
     assert not page.run("document.getElementById('viewer').open")
     # The event that moves the focus back comes a moment later.
-    page.run("new Promise(done => setTimeout(done, 50))")
-    assert page.run("document.activeElement.textContent") == page.run(f"{KEYS}[0]")
+    assert page.soon("document.activeElement.textContent", page.run(f"{KEYS}[0]"))
 
 
 def test_names_of_roles_are_there(page: Page) -> None:
