@@ -50,14 +50,14 @@ class TimedWorker(Worker):
 
     def train_batch(self, phase: Phase, stream: BatchStream) -> None:
         super().train_batch(phase, stream)
-        self.note({"step": self.state.num_steps, "images_seen": self.state.images_seen})
+        self.take_down({"step": self.state.num_steps, "images_seen": self.state.images_seen})
 
     def checkpoint(self, phase: Phase) -> None:
         started_s = time.perf_counter()
         super().checkpoint(phase)
-        self.note({"checkpoint_s": time.perf_counter() - started_s})
+        self.take_down({"checkpoint_s": time.perf_counter() - started_s})
 
-    def note(self, row: Row) -> None:
+    def take_down(self, row: Row) -> None:
         path = Path(self.config.run.dir) / TIMES.format(rank=self.rank)
         with path.open("a") as file:
             file.write(json.dumps(row | {"time_s": time.time(), "pid": os.getpid()}) + "\n")
@@ -65,8 +65,8 @@ class TimedWorker(Worker):
 
 def timed_training(job: Mapping[str, Any]) -> None:
     """`cluster.train_loop.train_worker` with a worker that takes times."""
-    worker = TimedWorker(Config.model_validate(job["config"]))
-    worker.observe(job["tracking"], job["board"])
+    worker = TimedWorker(Config.model_validate(job["config"]), job["board"])
+    worker.observe(job["tracking"])
     while phase := phase_at(worker.schedule, worker.state.images_seen):
         worker.train_phase(phase)
     worker.finish()
@@ -74,8 +74,8 @@ def timed_training(job: Mapping[str, Any]) -> None:
 
 def timed_saving(job: Mapping[str, Any]) -> None:
     """Only checkpoints, with optimisers whose state is as large as it gets, and no model."""
-    worker = TimedWorker(Config.model_validate(job["config"]))
-    worker.observe(job["tracking"], job["board"])
+    worker = TimedWorker(Config.model_validate(job["config"]), job["board"])
+    worker.observe(job["tracking"])
     state = worker.state
     for optimizer in (state.optimizer_g, state.optimizer_d):
         for parameter in optimizer.param_groups[0]["params"]:
