@@ -183,6 +183,7 @@ def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary
         idle = actors * UNITS_AT_ONCE
         waiting, summaries, told = deque(units), list[UnitSummary](), set[int]()
         running: dict[Any, tuple[Any, Inputs]] = {}
+        repeated = set[str]()
         with progress_bar("inspect", total=num_inputs, unit="image") as bar:
             while waiting or running:
                 while idle and waiting:
@@ -196,8 +197,15 @@ def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary
                 beside = [other for mate, other in running.values() if mate is actor]
                 try:
                     summaries.append(_result(ready[0], [unit, *beside]))
-                except ActorUnavailableError:
+                except ActorUnavailableError as error:
                     # Its node may be gone; the actor is restarted once Ray has noticed.
+                    if unit.source not in repeated:
+                        repeated.add(unit.source)
+                        bar.write(
+                            f"the process that inspects {unit.source} does not answer "
+                            f"({str(error).splitlines()[0]}); the unit is given out again",
+                            file=sys.stderr,
+                        )
                     waiting.append(unit)
                     idle.insert(0, actor)
                     time.sleep(_UNAVAILABLE_S)

@@ -94,7 +94,7 @@ class _Ref:
 
 @pytest.mark.parametrize("away", [1, 5])
 def test_units_of_an_actor_out_of_reach_are_given_out_again(
-    monkeypatch: pytest.MonkeyPatch, away: int
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], away: int
 ) -> None:
     """Its node may be gone: Ray's retries are over before it has noticed that."""
     given: list[str] = []
@@ -131,6 +131,9 @@ def test_units_of_an_actor_out_of_reach_are_given_out_again(
     done = inspection.run_units(Mock(), units, load_config(None, {}))
     assert sorted(done) == [unit.source for unit in units]
     assert len(given) > len(units)
+    told = [line for line in capsys.readouterr().err.splitlines() if "does not answer" in line]
+    assert len(told) == len({name for name in given if given.count(name) > 1})
+    assert "socket closed" in told[0]
 
 
 def test_a_full_gpu_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
