@@ -17,9 +17,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cluster.coco import REGIONS, write_regions
+from cluster.coco import write_regions
 from cluster.evaluate import COLUMNS, evaluate, evaluate_pixels, read_pixels
-from cluster.inspection_files import read_scores, write_unit
+from cluster.inspection_files import REGIONS, read_scores, write_unit
 from cluster.pixel_metrics import PixelCounts
 from data.store import Store
 from tests.bench.data.common import write_results

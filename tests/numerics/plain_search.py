@@ -6,12 +6,13 @@ Nothing of gan/search*.py or gan/slots.py is used, so this checks them as well a
 import torch
 from torch import Tensor
 
-from gan.networks import Discriminator, Generator
+from gan.model import AnyDiscriminator
+from gan.networks import Generator
 
 
 def plain_search(
     generator: Generator,
-    discriminator: Discriminator,
+    discriminator: AnyDiscriminator,
     image: Tensor,
     start: Tensor,
     *,
@@ -29,8 +30,8 @@ def plain_search(
         adam.zero_grad()
         made = generator(z, stage)
         f_image, f_made = discriminator.features(image, stage), discriminator.features(made, stage)
-        feature = sum((f_image[i] - f_made[i]).abs().mean() for i in feature_levels)
-        feature = feature / len(feature_levels)
+        distances = [(f_image[i] - f_made[i]).abs().mean() for i in feature_levels]
+        feature = torch.stack(distances).mean()
         residual = (image - made).abs().mean()
         loss = (1 - feature_weight) * residual + feature_weight * feature
         if loss.item() < best[1]:

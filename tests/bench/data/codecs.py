@@ -39,8 +39,9 @@ def load() -> tuple[dict[str, Decoder], dict[str, Decoder], dict[str, Encoder], 
             versions[name] = f"not installed ({error})"
             continue
         versions[name] = str(getattr(module, "__version__", "?"))
-        for table, new in zip((png, jpeg, encoders), made, strict=True):
-            table.update(new)  # type: ignore[arg-type]
+        png |= made[0]
+        jpeg |= made[1]
+        encoders |= made[2]
     return png, jpeg, encoders, versions
 
 
@@ -94,7 +95,7 @@ def _opencv(cv2: Any) -> Made:
         pixels = cv2.imdecode(np.frombuffer(payload, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None:
             raise ValueError("cv2.imdecode gave None")
-        return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        return np.asarray(pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
     def encoder(*options: int) -> Encoder:
         def encode(image: Image8) -> bytes:

@@ -8,7 +8,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def one_core() -> Iterator[None]:
 
 
 def seconds_per_call(
-    functions: dict[str, Callable[[Any], object]],
+    functions: Mapping[str, Callable[[Any], object]],
     arguments: Sequence[Any],
     *,
     repeats: int = 7,

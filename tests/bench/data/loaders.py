@@ -126,7 +126,7 @@ def mosaic(folder: Path, resolution: int, work: Path, decode: Decode) -> Batches
             return prepare(super().__getitem__(number)["png"], decode)
 
     dataset = Images(local=str(work), shuffle=True, batch_size=BATCH)
-    loader = DataLoader(dataset, batch_size=BATCH, **WORKERS)
+    loader: DataLoader[torch.Tensor] = DataLoader(dataset, batch_size=BATCH, **WORKERS)
     while True:
         yield from loader
 

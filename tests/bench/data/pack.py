@@ -24,15 +24,15 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-import data.importers.files
-import data.shards
 from cluster.pack import pack_on_ray
+from data.formats import read_picture
 from data.importers import import_items
 from data.item import ImportOptions, Item
 from data.pack import pack_unit
 from data.pack_finish import finish
 from data.pack_records import open_plan
-from data.plan import Mode, PackSettings, Plan, assign_splits, make_plan
+from data.plan import PackSettings, Plan, assign_splits, make_plan
+from data.preparation import Mode
 from data.sample import encode_png
 from data.store import Store
 from data.synthetic import machined_surface
@@ -83,10 +83,10 @@ def shares(plan: Plan, store: Store, num_units: int) -> dict[str, float]:
 
         return call
 
-    read, encode = data.importers.files.read_picture, data.shards.encode_png
+    read, encode = read_picture, encode_png
     with (
-        patch.object(data.importers.files, "read_picture", timed("decode", read)),
-        patch.object(data.shards, "encode_png", timed("encode", encode)),
+        patch("data.importers.files.read_picture", timed("decode", read)),
+        patch("data.shards.encode_png", timed("encode", encode)),
     ):
         started_s = time.process_time()
         for unit in plan.units[:num_units]:

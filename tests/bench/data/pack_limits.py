@@ -20,7 +20,8 @@ from data.duplicates import Fingerprint, near_duplicates
 from data.importers import import_items
 from data.item import ImportOptions
 from data.pack import pack_unit
-from data.plan import Mode, PackSettings, assign_splits, make_plan
+from data.plan import PackSettings, assign_splits, make_plan
+from data.preparation import Mode
 from data.sample import SPLITS, encode_png
 from data.store import Store
 from tests.bench.data.common import write_results

@@ -15,12 +15,13 @@ from cluster.config import Config, load_config
 from data.stream import normalise
 from gan.encoder import Encoder, EncoderTraining
 from gan.model import (
+    AnyDiscriminator,
     encoder_from_bytes,
     networks_from_bytes,
     place,
     weights_to_bytes,
 )
-from gan.networks import Discriminator, Generator, num_stages
+from gan.networks import Generator, num_stages
 from gan.search import SearchResult, latent_search
 from gan.search_loss import SearchLoss, SearchSettings
 from gan.starts import Starts
@@ -47,7 +48,7 @@ class Subject:
 
     config: Config
     generator: Generator
-    discriminator: Discriminator
+    discriminator: AnyDiscriminator
     encoder: Encoder
     images: Tensor
     abnormal: NDArray[np.bool_]
@@ -86,10 +87,9 @@ def prepare(options: argparse.Namespace) -> Subject:
             state = train(config, TrainingImages(normal, known))
             payload = weights_to_bytes(generator=state.average, discriminator=state.discriminator)
             weights.write_bytes(payload)
-        generator, discriminator = (
-            place(network, CPU)
-            for network in networks_from_bytes(architecture, weights.read_bytes())
-        )
+        generator, discriminator = networks_from_bytes(architecture, weights.read_bytes())
+        place(generator, CPU)
+        place(discriminator, CPU)
         file = weights.with_suffix(f".encoder{options.kimg:g}")
         if not file.exists():
             encoder = train_encoder(config, generator, discriminator, parts, options)
@@ -104,7 +104,7 @@ def prepare(options: argparse.Namespace) -> Subject:
 def train_encoder(
     config: Config,
     generator: Generator,
-    discriminator: Discriminator,
+    discriminator: AnyDiscriminator,
     parts: Parts,
     options: argparse.Namespace,
 ) -> Encoder:

@@ -83,7 +83,7 @@ class CellData:
     @property
     def validation_abnormal(self) -> Bools:
         """[V]."""
-        return self.validation_kinds != GOOD
+        return np.asarray(self.validation_kinds != GOOD)
 
 
 class Surfaces:
@@ -146,7 +146,7 @@ class Surfaces:
 
     def _labelled(self, split: Split, kinds: Iterable[str]) -> Bools:
         is_good = self.kinds[self.crops.picture] == GOOD
-        return self._of(split, kinds) & (is_good | self._abnormal)
+        return np.asarray(self._of(split, kinds) & (is_good | self._abnormal))
 
     def _halves(self, seed: int) -> tuple[list[int], list[int]]:
         """Defective training pictures: those that contaminate and those that are known.

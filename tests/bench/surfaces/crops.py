@@ -93,7 +93,7 @@ class Crops:
     @property
     def num_defect_pixels(self) -> Ints:
         """[N]."""
-        return self.masks.sum(axis=(1, 2))
+        return np.asarray(self.masks.sum(axis=(1, 2)))
 
 
 def halved(pixels: Image8, mask: Mask) -> tuple[Image8, Mask]:
@@ -101,7 +101,7 @@ def halved(pixels: Image8, mask: Mask) -> tuple[Image8, Mask]:
     small = np.asarray(Image.fromarray(pixels).reduce(2))
     height, width = small.shape
     even = np.pad(mask, [(0, 2 * height - mask.shape[0]), (0, 2 * width - mask.shape[1])])
-    return small, even.reshape(height, 2, width, 2).any(axis=(1, 3))
+    return small, np.asarray(even.reshape(height, 2, width, 2).any(axis=(1, 3)))
 
 
 def splits_of(kinds_of_part: dict[str, set[str]]) -> dict[str, Split]:

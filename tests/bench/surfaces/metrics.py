@@ -1,6 +1,6 @@
 """How well crops, whole pictures and pixels are told apart, with intervals that draw parts anew."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,7 +118,7 @@ def aurocs(
         won = {kind: ((drawn_RG @ each) * drawn_RG).sum(axis=1) for kind, each in wins.items()}
         return _with_mean(won, pairs)
 
-    strata = (sum(counts.values()) > 0).astype(np.int64)
+    strata = (np.sum(list(counts.values()), axis=0) > 0).astype(np.int64)
     own = np.arange(num)
     draws = resample_groups(own, own, strata, num, np.random.default_rng(seed))
     return _found(measured(np.ones((1, num))), measured(_stacked(draws, NUM_REPLICATES)))
@@ -141,7 +141,7 @@ def _wins(
     return found
 
 
-def _with_mean(won: dict[str, Floats], pairs: dict[str, Floats]) -> dict[str, Floats]:
+def _with_mean(won: Mapping[str, Floats], pairs: Mapping[str, Floats]) -> dict[str, Floats]:
     with np.errstate(invalid="ignore", divide="ignore"):
         by_kind = {kind: each / pairs[kind] for kind, each in won.items()}
         everything = np.sum(list(won.values()), axis=0) / np.sum(list(pairs.values()), axis=0)

@@ -34,7 +34,8 @@ def network() -> EfficientNetFeatures:
     """The network with its weights."""
     features = EfficientNetFeatures(resolution=SIDE, enlarge=ENLARGE)
     features.load_pretrained(_weights().tensors)
-    return features.eval().to(memory_format=torch.channels_last)
+    features.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return features
 
 
 @torch.no_grad()

@@ -152,7 +152,7 @@ def main() -> None:
         head = f"{row['row']}, {row['contamination']:.0%}, {row['setting']}, seed {row['seed']}"
         print(f"{head}: {numbers} ({row['fit_s']} s, {row['crops_per_s']} crops/s)", flush=True)
     rows = load_rows(store, CELLS)
-    asked = [row for cell in cells if (row := row_of(cell, rows))]
+    asked = [found for cell in cells if (found := row_of(cell, rows))]
     show(summary(asked), by_kind(asked))
     write_results("surfaces", {"rows": summary(rows), "kinds": by_kind(rows)})
 

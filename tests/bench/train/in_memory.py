@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cluster.config import Config
+from cluster.feature_weights import pretrained_of
 from cluster.model_store import CARD, Model, load_model, save_model
-from cluster.train_loop import pretrained_of, schedule_of
+from cluster.train_loop import schedule_of
 from data.augment import turned
 from data.preparation import Preparation
 from data.pyramid import mask_to_square, pyramid

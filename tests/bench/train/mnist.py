@@ -250,7 +250,7 @@ def main() -> None:
             head = f"{row['model']}, digit {row['digit']}, {row['contamination']:.0%}"
             print(f"{head}: {numbers} ({row['seconds']} s)", flush=True)
     rows = load_rows(store, CELLS)
-    show(means([row for cell in cells if (row := row_of(cell, rows))]))
+    show(means([found for cell in cells if (found := row_of(cell, rows))]))
     write_results("mnist", {"rows": means(rows)})
 
 

@@ -6,17 +6,17 @@ import torch
 from torch import nn
 
 from gan.model import AnyDiscriminator
-from gan.networks import Discriminator, Generator
+from gan.networks import Discriminator, Generator, ProgressiveFeatures
 from tests.bench.train.plain_gan import PlainDiscriminator, PlainGenerator, PlainTraining
 
 
 def plain_training(generator: Generator, discriminator: AnyDiscriminator) -> PlainTraining:
     """The plain networks of the last resolution with the same weights, and their optimisers."""
     assert isinstance(discriminator, Discriminator)
-    widths = [generator.first.weight.shape[0]]
-    widths += [block.first.weight.shape[0] for block in generator.blocks]
-    channels = generator.to_image[-1].weight.shape[0]
-    dtype = generator.first.weight.dtype
+    kernels = [weight for weight in used_parameters(generator) if weight.dim() == 4]
+    *pairs, to_image = kernels
+    widths, channels = [weight.shape[0] for weight in pairs[::2]], to_image.shape[0]
+    dtype = to_image.dtype
     made, average = (
         PlainGenerator(generator.latent_dim, widths, channels).to(dtype) for _ in range(2)
     )
@@ -43,11 +43,11 @@ def used_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
 
 def _layers(network: nn.Module) -> list[nn.Module]:
     if isinstance(network, Generator):
-        blocks = [layer for block in network.blocks for layer in (block.first, block.second)]
+        blocks = [layer for block in network.blocks for layer in block.children()]
         return [network.dense, network.first, *blocks, network.to_image[-1]]
     assert isinstance(network, Discriminator)
     features = network.features
-    assert isinstance(features, nn.Module)
-    blocks = [layer for block in reversed(features.blocks) for layer in (block.first, block.second)]
+    assert isinstance(features, ProgressiveFeatures)
+    blocks = [layer for block in reversed(features.blocks) for layer in block.children()]
     head = [network.conv, network.dense, network.logit]
     return [features.from_image[-1], *blocks, *head]

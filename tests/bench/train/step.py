@@ -87,8 +87,8 @@ def _bare_rank(rank: int, settings: dict[str, Any], folder: str) -> None:
     config = load_config(DEMO, settings)
     world_size = config.cluster.num_workers
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-    store = dist.FileStore(f"{folder}/store", world_size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    meeting = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
     rate = _bare_rate(config, rank, world_size)
     if rank == 0:
         (Path(folder) / "rate").write_text(str(rate))
