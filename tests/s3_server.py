@@ -1,5 +1,6 @@
 """An S3 server on loopback for tests."""
 
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,6 +21,8 @@ def moto_s3() -> Iterator[dict[str, str]]:
     server.start()
     try:
         host, port = server.get_host_and_port()
+        # All servers of a process share their objects: those of an earlier one go.
+        urllib.request.urlopen(f"http://{host}:{port}/moto-api/reset", data=b"").close()
         env = {
             "AWS_ENDPOINT_URL": f"http://{host}:{port}",
             "AWS_ACCESS_KEY_ID": "testing",
