@@ -210,6 +210,28 @@ def test_a_replica_that_dies_loses_no_image(endpoint: Endpoint, expected: Expect
     assert replica.pid not in {one.pid for one in endpoint.replicas()}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_of_two_replicas_one_may_die(settings: dict[str, object], expected: Expected) -> None:
+    words = flags(settings | {"serve.replicas": 2, "cluster.cpus_per_worker": 0.5})
+    with Endpoint(words, {"BLEMISH_TOKEN": TOKEN}) as endpoint:
+        first, _ = before = endpoint.replicas()
+        with Clients(endpoint, expected, 4) as clients:
+            first.kill()
+            _wait_until(lambda: len({one.pid for one in endpoint.replicas()} - {first.pid}) == 2)
+            num_answers = [len(seen) for seen in clients.statuses]
+            _wait_until(
+                lambda: all(
+                    len(seen) > n + 3 or seen[-1] != 200
+                    for seen, n in zip(clients.statuses, num_answers, strict=True)
+                )
+            )
+            clients.stop.set()
+        assert {status for seen in clients.statuses for status in seen} == {200}
+        assert before[1].is_running()
+        assert endpoint.stop() == 0
+
+
 @pytest.mark.timeout(600)
 def test_it_answers_what_it_has_accepted_before_it_stops(
     endpoint: Endpoint, expected: Expected

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from cluster import endpoint
 from cluster.endpoint import Examine, Gate, Limits, make_app
 from cluster.examiner import Picture, Verdict
 from data.errors import DataError
@@ -182,6 +183,22 @@ def test_a_body_of_unknown_length_is_read_no_further_than_allowed(server: Server
     assert status in (413, None)
     # What socket buffers swallow, at most.
     assert sent < 10**8
+
+
+def test_a_body_that_does_not_arrive_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "_BODY_S", 0.2)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection.putrequest("POST", "/inspect")
+    connection.putheader("Content-Type", "image/png")
+    connection.putheader("Content-Length", "10")
+    connection.endheaders(b"12345")
+    answer = connection.getresponse()
+    assert answer.status == 408
+    assert json.loads(answer.read()) == {"detail": "the image did not arrive within 0.2 s"}
+    # Its place is free again.
+    _wait_until(lambda: server.gate.num_inside == 0)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What is decided before Ray is started: who may reach the endpoint, and with which model."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from ray.serve import Application
 from cluster.config import Config, dump_config, load_config
 from cluster.errors import UserError
 from cluster.model_store import load_card, save_card
-from cluster.serve import application_for, build, is_loopback
+from cluster.serve import application_for, build, is_loopback, serve_model
 from data.store import Store
 from tests.tiny_model import SETTINGS, calibrated_model
 
@@ -46,6 +47,16 @@ def test_other_machines_need_a_token(
             application_for(config)
     monkeypatch.setenv("MY_TOKEN", TOKEN)
     assert application_for(config)[1] is True
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_a_port_that_is_taken_is_told(config: Config, host: str) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as other:
+        port = other.getsockname()[1]
+        told = rf"serve\.port={port} cannot be listened on \(Address already in use\)"
+        with pytest.raises(UserError, match=told):
+            serve_model(_with(config, host=host, port=port))
 
 
 def test_a_configuration_file_of_serve_always_needs_one(
