@@ -20,6 +20,7 @@ from data.errors import DataError
 from data.preparation import Preparation
 from data.store import Store
 from gan.encoder import Encoder
+from gan.fusion import VERSION as FUSION_VERSION
 from gan.fusion import Fusion
 from gan.model import (
     AnyDiscriminator,
@@ -102,9 +103,12 @@ class ModelCard(BaseModel):
     @field_validator("calibration", mode="before")
     @classmethod
     def _forget_older_form(cls, value: Any) -> Any:
-        """Without thresholds or fusion: the model is whole, but not calibrated."""
-        older = isinstance(value, dict) and not {"thresholds", "fusion"} <= value.keys()
-        return None if older else value
+        """Without thresholds, or with a score of an older kind: whole, but not calibrated."""
+        if not isinstance(value, dict):
+            return value
+        fusion = value.get("fusion", {})
+        same_score = fusion is None or fusion.get("version") == FUSION_VERSION
+        return value if same_score and "thresholds" in value else None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,15 @@
 """One score and one map out of several terms of evidence, measured by what normal images show.
 
 A term on its own scale cannot be added to another. Each is therefore centred and scaled by the
-validation normals; the score is the mean over the differences, plus a share of the logits, plus one
-of the local contrast where it is asked for. Which statistic of the maps, which differences and
-which shares, is chosen on validation images where some are known to be abnormal.
+validation normals; the score is the mean over the differences, plus a share of what the logits say
+against the image, plus one of the local contrast where it is asked for. Which statistic of the
+maps, which differences and which shares, is chosen on validation images where some are known to be
+abnormal.
+
+A logit accuses and never acquits. D was told that defects which hide in the training set are real:
+that it finds an image real says nothing, so that a logit counts by its softplus. And it knows best
+the very defects that choose here, so that of all shares that do as well, but for chance, the least
+is taken.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,17 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan.evidence import LOCAL_CONTRAST, LOGIT, RESIDUAL, term_names
-from gan.ranking import auroc
+from gan.ranking import Counts, auroc, auroc_error
 
 Float = NDArray[np.float64]
 Terms = NDArray[np.floating]
 STATISTICS = ("window", "mean", "peak")
-LOGIT_WEIGHTS = (0.5, 0.25, 1.0, 2.0, 4.0, 0.0)
+LOGIT_WEIGHTS = (0.5, 0.25, 1.0, 2.0, 4.0)
 RESIDUAL_WEIGHTS = (1.0, 0.0)
 CONTRAST_WEIGHTS = (0.5, 1.0)
 """What is tried; the first of each is taken where no validation image is known to be abnormal, or
 where several do equally well. A weight of the residual is relative to that of a feature level.
-Local contrast always counts: what tells no known defect apart may be what tells the next."""
+Logits and local contrast always count: what tells no known defect apart may tell the next."""
+VERSION = 2
+"""Raised when the same numbers score otherwise. 1: logits counted on both sides of their centre."""
 # Between these quantiles of a normal distribution lie two standard deviations.
 _SPREAD = (0.1587, 0.8413)
 
@@ -38,18 +46,27 @@ class Fusion:
         centre: What a normal image shows: the median.
         spread: How far normal images differ, as a standard deviation, above 0.
         weight: Weight of each centred and scaled term.
+        version: `VERSION` of the code that fitted it.
     """
 
     names: tuple[str, ...]
     centre: tuple[float, ...]
     spread: tuple[float, ...]
     weight: tuple[float, ...]
+    version: int = VERSION
 
     def scores(self, terms_NK: Terms) -> Float:
         """Score of each row of terms, float [N]."""
         scaled = (np.asarray(terms_NK, dtype=np.float64) - self.centre) / self.spread
+        is_logit = [name.startswith(LOGIT) for name in self.names]
+        scaled = np.where(is_logit, np.logaddexp(0.0, scaled), scaled)
         # Row by row: the last bit of a matrix product depends on how many rows there are.
         return np.asarray((scaled * self.weight).sum(axis=1), dtype=np.float64)
+
+    def logit_share(self) -> float:
+        """Weight of all logits together."""
+        pairs = zip(self.names, self.weight, strict=True)
+        return sum(weight for name, weight in pairs if name.startswith(LOGIT))
 
     def without_logits(self) -> "Fusion":
         """The same but for what D's logits say."""
@@ -100,7 +117,10 @@ class Fusion:
 
 
 def fit_fusion(maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[Terms]) -> Fusion:
-    """Fit the scale of each term, and choose the weights that tell validation images best apart.
+    """Fit the scale of each term, and choose the weights that tell validation images apart.
+
+    Among those whose AUROC is within one standard error of the best (Breiman et al. 1984, 3.4.3)
+    the ones with the least share of the logits, and among these the best.
 
     Args:
         maps: Names of the maps of the evidence.
@@ -120,8 +140,13 @@ def fit_fusion(maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[
     ]
     if not abnormal:
         return candidates[0]
-    aurocs = [_auroc(one.image_scores(normal), one.image_scores(abnormal)) for one in candidates]
-    return candidates[int(np.argmax(aurocs))]
+    counts = [_counts(one.image_scores(normal), one.image_scores(abnormal)) for one in candidates]
+    aurocs = np.array([auroc(*each) for each in counts])
+    best = int(np.argmax(aurocs))
+    as_good = aurocs >= aurocs[best] - auroc_error(*counts[best])
+    shares = np.array([one.logit_share() for one in candidates])
+    eligible = as_good & (shares == shares[as_good].min())
+    return candidates[int(np.argmax(np.where(eligible, aurocs, -1.0)))]
 
 
 def _candidates(maps: Sequence[str]) -> list[Float]:
@@ -151,10 +176,12 @@ def _largest(measure: Callable[[Terms], Float], images: Sequence[Terms]) -> Floa
     return np.maximum.reduceat(measure(np.concatenate(images)), starts)
 
 
-def _auroc(normal: Float, abnormal: Float) -> float:
+def _counts(normal: Float, abnormal: Float) -> tuple[Counts, Counts]:
+    """How many of either have each distinct score."""
     places, which = np.unique(np.concatenate([normal, abnormal]), return_inverse=True)
     parts = which[: len(normal)], which[len(normal) :]
-    return float(auroc(*(np.bincount(part, minlength=len(places)) for part in parts)))
+    of_normal, of_abnormal = (np.bincount(part, minlength=len(places)) for part in parts)
+    return of_normal, of_abnormal
 
 
 def _tuple(values: NDArray[np.floating]) -> tuple[float, ...]:

@@ -173,7 +173,7 @@ def test_options_name_what_there_is() -> None:
     assert [cell.model for cell in cells[:8]] == ["SVM"] * 8
     assert cells[0].settings == {}
     assert cells[-1].settings == {"schedule.final_kimg": 18.0, "search.steps": 9}
-    assert (cells[0].version, cells[-1].version) == (0, mnist.VERSION)
+    assert (cells[0].version, cells[-1].version) == (0, in_memory.RESULT_VERSION)
     with pytest.raises(SystemExit):
         mnist.parse(["--models", "svm"])
 
@@ -198,6 +198,7 @@ def test_a_model_is_kept_by_all_that_trained_it() -> None:
     for other in ({"optimizer.discriminator_half_life_kimg": 0.0}, {"objective.gamma": 0.6}):
         assert folder(replace(cell, settings=cell.settings | other)) != folder(cell)
     assert folder(replace(cell, seed=1)) != folder(cell)
+    assert folder(replace(cell, version=9)) == folder(cell)
     before = folder(cell)
     with patch.object(in_memory, "VERSION", in_memory.VERSION + 1):
         assert folder(cell) != before

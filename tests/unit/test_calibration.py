@@ -158,13 +158,27 @@ def test_another_rule_needs_no_other_search(tmp_path: Path, rule: str) -> None:
     assert kept.false_positive_rate == 0.05
 
 
-def test_calibration_of_an_older_form_is_asked_for_again(tmp_path: Path) -> None:
+_FUSION = {"names": ["logit/mean"], "centre": [0.0], "spread": [1.0], "weight": [1.0]}
+
+
+@pytest.mark.parametrize(
+    ("gone", "older"),
+    [
+        ("thresholds", {"threshold": 1.0}),
+        ("fusion", {}),
+        ("fusion", {"fusion": _FUSION}),
+        ("fusion", {"fusion": _FUSION | {"version": 1}}),
+    ],
+)
+def test_calibration_of_an_older_form_is_asked_for_again(
+    tmp_path: Path, gone: str, older: dict[str, object]
+) -> None:
     config = load_config(None, {"run.dir": str(tmp_path)})
     _run(tmp_path, config, ABNORMAL)
     path = tmp_path / "model" / "model.json"
     card = json.loads(path.read_text())
-    del card["calibration"]["thresholds"]
-    path.write_text(json.dumps(card | {"calibration": card["calibration"] | {"threshold": 1.0}}))
+    del card["calibration"][gone]
+    path.write_text(json.dumps(card | {"calibration": card["calibration"] | older}))
     with pytest.raises(UserError, match="is not calibrated; calibrate first"):
         calibration_for(config)
 

@@ -45,6 +45,7 @@ class Cell:
         seed: of the halves, of the contaminants and of the detector.
         intensity: how photographs are standardised.
         settings: what differs from the detector's own settings, by dotted path.
+        version: `RESULT_VERSION` of the code that trains and judges; 0 where no GAN has a part.
     """
 
     row: str
@@ -53,6 +54,7 @@ class Cell:
     seed: int
     intensity: Intensity
     settings: dict[str, Any]
+    version: int = 0
 
     @property
     def hidden(self) -> str | None:

@@ -10,7 +10,7 @@ from tests.bench.surfaces.crops import KINDS
 from tests.bench.surfaces.metrics import ALL, LEVELS, MEAN
 from tests.bench.train import tables
 
-_HEAD = ("row", "contamination", "intensity", "settings")
+_HEAD = ("row", "contamination", "intensity", "settings", "version")
 _UNSEEN = {kind: f"unseen:{kind}" for kind in KINDS}
 
 

@@ -37,6 +37,7 @@ from tests.bench.surfaces.detectors import ANOMALIB, DETECTORS, GANS, Detector, 
 from tests.bench.surfaces.metrics import LEVELS, MEAN, Judged, judged, measure
 from tests.bench.surfaces.pretrained import OUTPUTS
 from tests.bench.surfaces.summary import by_kind, show, summary
+from tests.bench.train.in_memory import RESULT_VERSION
 
 CELLS = "surfaces_cells.jsonl"
 CONTAMINATIONS = (0.0, 0.05, 0.1, 0.2)
@@ -111,6 +112,7 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
             seed,
             options.intensity,
             dict(options.set) if row in GANS else {},
+            RESULT_VERSION if row in GANS else 0,
         )
         for seed in options.seeds
         for row in options.rows

@@ -27,8 +27,11 @@ from gan.step import Objective
 
 CPU = torch.device("cpu")
 VERSION = 2
-"""Raised when the same settings train or judge another model than before, so that no older model
-or row is taken for it. 1: while a stage faded in, training images were not."""
+"""Raised when the same settings train another model than before, so that no older one
+is taken for it. 1: while a stage faded in, training images were not."""
+RESULT_VERSION = 3
+"""Raised with the other, and when the same model is judged otherwise, so that no older row is taken
+for it. 2: a logit counted for an image as well as against it, and got the share that did best."""
 
 
 @dataclass(frozen=True, eq=False)

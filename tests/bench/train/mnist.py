@@ -42,7 +42,7 @@ from gan.objective import weights_for_contamination
 from tests.bench import resumable
 from tests.bench.data.common import RESULTS, ROOT, skip_without_images, write_results
 from tests.bench.resumable import Row, grouped, listed, load_rows, row_of, setting
-from tests.bench.train.in_memory import VERSION, trained_with
+from tests.bench.train.in_memory import RESULT_VERSION, trained_with
 from tests.bench.train.mnist_classic import MODELS, classic_scores
 from tests.bench.train.mnist_gan import gan_scores, trained_on
 from tests.bench.train.mnist_images import LABELLED, Parts, cell_images, known_digits, reviewed
@@ -70,7 +70,7 @@ class Cell:
         labelled: which kinds are, one of `LABELLED`.
         settings: what differs from cluster/demo.yaml, by dotted path; empty for textbook models,
             unless a model of the method chose their images (`reviewed`).
-        version: of the code that trains; 0 where no GAN has a part.
+        version: `RESULT_VERSION` of the code that trains and judges; 0 where no GAN has a part.
     """
 
     digit: int
@@ -98,7 +98,7 @@ def config_of(cell: Cell) -> Config:
 
 def model_folder(cell: Cell) -> Store:
     """Where the cell's model is kept, so that another score needs no training."""
-    facts = asdict(cell) | {"settings": trained_with(config_of(cell))}
+    facts = asdict(cell) | {"settings": trained_with(config_of(cell)), "version": None}
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
     return Store(str(ROOT / "outputs")).child("mnist_models", f"{cell.digit}-{cell.model}-{digest}")
 
@@ -116,8 +116,9 @@ def run_cell(cell: Cell) -> Row:
         told["found"] = unlabelled - len(parts["train-normal"][0])
     if cell.model in GANS:
         config = config_of(cell)
-        model = trained_on(model_folder(cell), config, parts)
-        scores: NDArray[Any] = gan_scores(config, model, parts, cell.digit)
+        folder = model_folder(cell)
+        model = trained_on(folder, config, parts)
+        scores: NDArray[Any] = gan_scores(config, model, parts, cell.digit, kept=folder)
     else:
         scores, told["chosen"] = classic_scores(cell.model, parts, cell.digit)
     told |= aurocs(scores, kinds, cell.digit, cell.labelled)
@@ -128,8 +129,9 @@ def after_review(cell: Cell, parts: Parts) -> Parts:
     """The images after a person looked at the suspects of the method's model made without them."""
     before = replace(cell, model=METHOD, labelled="others")
     config = config_of(before)
-    model = trained_on(model_folder(before), config, parts)
-    scores = gan_scores(config, model, parts, cell.digit, "train-normal")
+    folder = model_folder(before)
+    model = trained_on(folder, config, parts)
+    scores = gan_scores(config, model, parts, cell.digit, "train-normal", folder)
     return reviewed(parts, scores, cell.digit)
 
 
@@ -170,7 +172,7 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
             options.seed,
             options.labelled,
             settings if model in learned else {},
-            VERSION if model in learned else 0,
+            RESULT_VERSION if model in learned else 0,
         )
         for model in sorted(options.models, key=lambda name: name in GANS)
         for contamination in options.contaminations

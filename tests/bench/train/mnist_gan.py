@@ -1,8 +1,12 @@
 """The method and AnoGAN in this process: trained on images in memory, judged by latent search."""
 
+import hashlib
+import io
+
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.assembly import Scored
 from cluster.calibration import maps_of
 from cluster.config import Config
 from cluster.engine import Engine
@@ -23,19 +27,49 @@ def trained_on(folder: Store, config: Config, parts: Parts) -> Model:
 
 
 def gan_scores(
-    config: Config, model: Model, parts: Parts, digit: int, split: Split = "test"
+    config: Config,
+    model: Model,
+    parts: Parts,
+    digit: int,
+    split: Split = "test",
+    kept: Store | None = None,
 ) -> NDArray[np.float64]:
-    """Score each image of a split as an inspection does; what is fitted is so on validation."""
-    fusion, seed = None, config.run.seed
-    if config.search.statistic == "fused":
-        kinds = parts["validation"][1]
-        found = Engine(model, config.search, seed=seed).score(samples(parts, "validation"))
-        terms = [np.array(scored.row["terms"]) for scored in found]
-        normal = [one for one, kind in zip(terms, kinds, strict=True) if kind == digit]
-        abnormal = [one for one, kind in zip(terms, kinds, strict=True) if kind != digit]
-        fusion = fit_fusion(maps_of(model.card, config.search), normal, abnormal)
-    engine = Engine(model, config.search, seed=seed, fusion=fusion)
-    return np.array([scored.row["score"] for scored in engine.score(samples(parts, split))])
+    """Score each image of a split as an inspection does; what is fitted is so on validation.
+
+    Args:
+        config: settings of the search.
+        model: what is judged.
+        parts: images of all splits.
+        digit: the normal class.
+        split: whose images are scored.
+        kept: where the model lies, and the terms of all images, so that they are searched once.
+    """
+    if config.search.statistic != "fused":
+        return np.array([scored.row["score"] for scored in _scored(config, model, parts, split)])
+    normal = parts["validation"][1] == digit
+    fitted = _terms(config, model, parts, "validation", kept)
+    fusion = fit_fusion(maps_of(model.card, config.search), [*fitted[normal]], [*fitted[~normal]])
+    return fusion.image_scores([*_terms(config, model, parts, split, kept)])
+
+
+def _terms(
+    config: Config, model: Model, parts: Parts, split: Split, kept: Store | None
+) -> NDArray[np.float64]:
+    """[N, 1, K]."""
+    told = config.search.model_dump_json() + str(config.run.seed)
+    name = f"terms/{split}-{hashlib.sha256(told.encode()).hexdigest()[:12]}.npy"
+    if kept and kept.exists(name):
+        return np.asarray(np.load(io.BytesIO(kept.read_bytes(name))), dtype=np.float64)
+    found = np.array([scored.row["terms"] for scored in _scored(config, model, parts, split)])
+    if kept:
+        payload = io.BytesIO()
+        np.save(payload, found)
+        kept.write_bytes(name, payload.getvalue())
+    return found
+
+
+def _scored(config: Config, model: Model, parts: Parts, split: Split) -> list[Scored]:
+    return Engine(model, config.search, seed=config.run.seed).score(samples(parts, split))
 
 
 def samples(parts: Parts, split: Split) -> list[Sample]:
