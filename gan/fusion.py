@@ -1,15 +1,13 @@
 """One score and one map out of several terms of evidence, measured by what normal images show.
 
 A term on its own scale cannot be added to another. Each is therefore centred and scaled by the
-validation normals; the score is the mean over the differences, plus a share of what the logits say
-against the image, plus one of the local contrast where it is asked for. Which statistic of the
-maps, which differences and which shares, is chosen on validation images where some are known to be
-abnormal.
+validation normals; the score is the mean over the differences, plus what the logits say against the
+image, plus a share of the local contrast where it is asked for. Which statistic of the maps, which
+differences and which share, is chosen on validation images where some are known to be abnormal.
 
 A logit accuses and never acquits. D was told that defects which hide in the training set are real:
-that it finds an image real says nothing, so that a logit counts by its softplus. And it knows best
-the very defects that choose here, so that of all shares that do as well, but for chance, the least
-is taken.
+that it finds an image real says nothing, so that a logit counts by its softplus. And its weight is
+not chosen: it knows best the very defects that would choose, and would drown what tells the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,17 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gan.evidence import LOCAL_CONTRAST, LOGIT, RESIDUAL, term_names
-from gan.ranking import Counts, auroc, auroc_error
+from gan.ranking import auroc
 
 Float = NDArray[np.float64]
 Terms = NDArray[np.floating]
 STATISTICS = ("window", "mean", "peak")
-LOGIT_WEIGHTS = (0.5, 0.25, 1.0, 2.0, 4.0)
 RESIDUAL_WEIGHTS = (1.0, 0.0)
 CONTRAST_WEIGHTS = (0.5, 1.0)
 """What is tried; the first of each is taken where no validation image is known to be abnormal, or
 where several do equally well. A weight of the residual is relative to that of a feature level.
-Logits and local contrast always count: what tells no known defect apart may tell the next."""
+Local contrast always counts: what tells no known defect apart may be what tells the next."""
 VERSION = 2
 """Raised when the same numbers score otherwise. 1: logits counted on both sides of their centre."""
 # Between these quantiles of a normal distribution lie two standard deviations.
@@ -62,11 +59,6 @@ class Fusion:
         scaled = np.where(is_logit, np.logaddexp(0.0, scaled), scaled)
         # Row by row: the last bit of a matrix product depends on how many rows there are.
         return np.asarray((scaled * self.weight).sum(axis=1), dtype=np.float64)
-
-    def logit_share(self) -> float:
-        """Weight of all logits together."""
-        pairs = zip(self.names, self.weight, strict=True)
-        return sum(weight for name, weight in pairs if name.startswith(LOGIT))
 
     def without_logits(self) -> "Fusion":
         """The same but for what D's logits say."""
@@ -117,10 +109,7 @@ class Fusion:
 
 
 def fit_fusion(maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[Terms]) -> Fusion:
-    """Fit the scale of each term, and choose the weights that tell validation images apart.
-
-    Among those whose AUROC is within one standard error of the best (Breiman et al. 1984, 3.4.3)
-    the ones with the least share of the logits, and among these the best.
+    """Fit the scale of each term, and choose the weights that tell validation images best apart.
 
     Args:
         maps: Names of the maps of the evidence.
@@ -140,13 +129,8 @@ def fit_fusion(maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[
     ]
     if not abnormal:
         return candidates[0]
-    counts = [_counts(one.image_scores(normal), one.image_scores(abnormal)) for one in candidates]
-    aurocs = np.array([auroc(*each) for each in counts])
-    best = int(np.argmax(aurocs))
-    as_good = aurocs >= aurocs[best] - auroc_error(*counts[best])
-    shares = np.array([one.logit_share() for one in candidates])
-    eligible = as_good & (shares == shares[as_good].min())
-    return candidates[int(np.argmax(np.where(eligible, aurocs, -1.0)))]
+    aurocs = [_auroc(one.image_scores(normal), one.image_scores(abnormal)) for one in candidates]
+    return candidates[int(np.argmax(aurocs))]
 
 
 def _candidates(maps: Sequence[str]) -> list[Float]:
@@ -155,11 +139,9 @@ def _candidates(maps: Sequence[str]) -> list[Float]:
     is_contrast = np.array(maps) == LOCAL_CONTRAST
     result = []
     contrasts = CONTRAST_WEIGHTS if is_contrast.any() else (0.0,)
-    for statistic, residual, share, contrast in product(
-        STATISTICS, RESIDUAL_WEIGHTS, LOGIT_WEIGHTS, contrasts
-    ):
+    for statistic, residual, contrast in product(STATISTICS, RESIDUAL_WEIGHTS, contrasts):
         differing = np.where(np.array(maps) == RESIDUAL, residual, 1.0) * ~is_logit * ~is_contrast
-        weights = differing / max(differing.sum(), 1.0) + share * is_logit / is_logit.sum()
+        weights = differing / max(differing.sum(), 1.0) + is_logit / is_logit.sum()
         weights += contrast * is_contrast
         columns = [name.endswith(f"/{statistic}") for name in term_names(maps)]
         term_weights = np.zeros(len(columns))
@@ -176,12 +158,10 @@ def _largest(measure: Callable[[Terms], Float], images: Sequence[Terms]) -> Floa
     return np.maximum.reduceat(measure(np.concatenate(images)), starts)
 
 
-def _counts(normal: Float, abnormal: Float) -> tuple[Counts, Counts]:
-    """How many of either have each distinct score."""
+def _auroc(normal: Float, abnormal: Float) -> float:
     places, which = np.unique(np.concatenate([normal, abnormal]), return_inverse=True)
     parts = which[: len(normal)], which[len(normal) :]
-    of_normal, of_abnormal = (np.bincount(part, minlength=len(places)) for part in parts)
-    return of_normal, of_abnormal
+    return float(auroc(*(np.bincount(part, minlength=len(places)) for part in parts)))
 
 
 def _tuple(values: NDArray[np.floating]) -> tuple[float, ...]:

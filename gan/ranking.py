@@ -25,20 +25,6 @@ def auroc(normal_K: Counts, abnormal_K: Counts) -> Floats:
     return _ratio((abnormal_K * below_K).sum(axis=-1), pairs)
 
 
-def auroc_error(normal_K: Counts, abnormal_K: Counts) -> Floats:
-    """Standard error of `auroc` (DeLong, DeLong & Clarke-Pearson 1988).
-
-    Returns:
-        Float [...], at least 0; 0 where the two are apart.
-    """
-    num_normal = normal_K.sum(axis=-1, keepdims=True)
-    num_abnormal = abnormal_K.sum(axis=-1, keepdims=True)
-    below_K = _ratio(np.cumsum(normal_K, axis=-1) - 0.5 * normal_K, num_normal)
-    above_K = _ratio(_from_the_top(abnormal_K) - 0.5 * abnormal_K, num_abnormal)
-    squared = _squared_error(below_K, abnormal_K) + _squared_error(above_K, normal_K)
-    return np.asarray(np.sqrt(squared))
-
-
 def average_precision(normal_K: Counts, abnormal_K: Counts) -> Floats:
     """Mean over the abnormal of the precision at their own score; equal scores share one.
 
@@ -84,14 +70,6 @@ def tie_error(normal_K: Counts, abnormal_K: Counts) -> Floats:
 def _from_the_top(counts_K: Counts) -> Floats:
     """Things at or above each score."""
     return np.cumsum(counts_K[..., ::-1], axis=-1, dtype=np.float64)[..., ::-1]
-
-
-def _squared_error(values_K: Floats, counts_K: Counts) -> Floats:
-    """Squared standard error of the mean of values that occur so often."""
-    num = counts_K.sum(axis=-1, keepdims=True)
-    share_K = _ratio(counts_K, num)
-    mean = (share_K * values_K).sum(axis=-1, keepdims=True)
-    return _ratio((share_K * (values_K - mean) ** 2).sum(axis=-1), num[..., 0])
 
 
 def _ratio(part: Counts, whole: Counts) -> Floats:

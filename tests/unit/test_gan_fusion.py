@@ -15,7 +15,7 @@ from gan.evidence import (
     statistics,
     term_names,
 )
-from gan.fusion import LOGIT_WEIGHTS, Fusion, fit_fusion
+from gan.fusion import Fusion, fit_fusion
 
 MAPS = map_names(1, 1)
 NAMES = term_names(MAPS)
@@ -60,27 +60,20 @@ def test_centre_and_spread_are_those_of_normals() -> None:
     np.testing.assert_allclose(fusion.spread, normal.std(axis=0), rtol=0.03)
 
 
-def test_without_known_defects_windows_and_the_first_share_of_the_logit_count() -> None:
+def test_without_known_defects_windows_count() -> None:
     fusion = fit_fusion(MAPS, _images(_normals()), [])
-    assert _weight(fusion, f"{LOGIT}/window") == LOGIT_WEIGHTS[0]
+    assert _weight(fusion, f"{LOGIT}/window") == 1.0
     assert _weight(fusion, "residual/window") == _weight(fusion, "feature-0/window") == 0.5
     assert _weight(fusion, "residual/mean") == 0.0
 
 
-def test_what_differences_tell_alone_leaves_logits_the_least_share() -> None:
+@pytest.mark.parametrize("telling", ["residual/mean", "residual/peak"])
+def test_the_statistic_that_tells_validation_images_apart_counts(telling: str) -> None:
     normal = _normals()
-    abnormal = _shifted(_normals(900)[500:], "residual/mean", 3.0)
+    abnormal = _shifted(_normals(900)[500:], telling, 3.0)
     fusion = fit_fusion(MAPS, _images(normal), _images(abnormal))
-    assert fusion.logit_share() == min(LOGIT_WEIGHTS)
-    assert _weight(fusion, "residual/mean") == 0.5
-
-
-@pytest.mark.parametrize(("spreads", "share"), [(1.5, 4.0), (6.0, 2.0), (30.0, 0.25)])
-def test_logits_get_the_share_they_need_and_no_more(spreads: float, share: float) -> None:
-    normal = _normals()
-    abnormal = _shifted(_normals(900)[500:], LOGIT, spreads)
-    fusion = fit_fusion(MAPS, _images(normal), _images(abnormal))
-    assert fusion.logit_share() == share
+    assert _weight(fusion, telling) == 0.5
+    assert _weight(fusion, f"{LOGIT}/{telling.partition('/')[2]}") == 1.0
 
 
 def test_a_logit_accuses_and_never_acquits() -> None:
@@ -88,9 +81,9 @@ def test_a_logit_accuses_and_never_acquits() -> None:
     fusion = fit_fusion(MAPS, _images(normal), [])
     image = np.median(normal, axis=0, keepdims=True)
     before = fusion.scores(image)
-    assert fusion.scores(_shifted_by(image, fusion, -50.0)) > before - fusion.logit_share() * 0.7
+    assert fusion.scores(_shifted_by(image, fusion, -50.0)) > before - np.log(2.0)
     risen = fusion.scores(_shifted_by(image, fusion, 50.0)) - before
-    assert risen == pytest.approx(50.0 * fusion.logit_share(), rel=0.02)
+    assert risen == pytest.approx(50.0, rel=0.02)
 
 
 def _shifted_by(terms: Terms, fusion: Fusion, spreads: float) -> Terms:
