@@ -12,7 +12,7 @@ from cluster.config import Config
 from cluster.errors import UserError
 from cluster.probe import Probe, memory_of, probe
 from cluster.progress import duration
-from cluster.ray_session import ray_session
+from cluster.ray_session import ray_session, room_on_nodes
 from cluster.schedule_config import Stage
 from cluster.train_loop import architecture_of, schedule_of
 from data.dataset import DatasetIndex
@@ -53,15 +53,7 @@ def dry_run(config: Config, index: DatasetIndex) -> None:
 
 def workers_on_a_node(config: Config) -> int:
     """Most workers that a node of the cluster has room for, since Ray packs them; 0 for none."""
-    cluster = config.cluster
-    wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
-    most = 0
-    for node in ray.nodes():
-        have = node["Resources"] if node["Alive"] else {}
-        # Fractions of a CPU or GPU are no exact floats.
-        fitting = [int(have.get(name, 0.0) / each + 1e-6) for name, each in wanted.items() if each]
-        most = max(most, min(fitting))
-    return min(cluster.num_workers, most)
+    return min(config.cluster.num_workers, max(room_on_nodes(config.cluster), default=0))
 
 
 def _no_room(config: Config) -> str:

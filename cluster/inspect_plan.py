@@ -16,7 +16,7 @@ from cluster.errors import UserError
 from cluster.inputs import Inputs, Inspected, first_units
 from cluster.model_store import load_model
 from cluster.progress import duration
-from cluster.ray_session import ray_session
+from cluster.ray_session import living_nodes, ray_session, room_on_nodes
 from data.errors import DataError
 from data.store import Store
 
@@ -111,7 +111,7 @@ def fitting_actors(config: Config) -> int:
     fitting = num_fitting(config)
     if fitting < 1:
         cluster = config.cluster
-        there = sorted({_text(have) for have in _nodes()}) or ["no CPU"]
+        there = sorted({_text(have) for have in living_nodes()}) or ["no CPU"]
         raise UserError(
             f"an inspection actor needs {cluster.cpus_per_worker:g} CPU and "
             f"{cluster.gpus_per_worker:g} GPU, the cluster's nodes have {', or '.join(there)}; "
@@ -121,19 +121,8 @@ def fitting_actors(config: Config) -> int:
 
 
 def num_fitting(config: Config) -> int:
-    """Actors that there is room for now: an actor lies on one node."""
-    cluster, total = config.cluster, 0
-    for have in _nodes():
-        fitting = int(have.get("CPU", 0.0) // cluster.cpus_per_worker)
-        if cluster.gpus_per_worker:
-            fitting = min(fitting, int(have.get("GPU", 0.0) // cluster.gpus_per_worker))
-        total += fitting
-    return total
-
-
-def _nodes() -> list[dict[str, float]]:
-    """What each living node of the cluster has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """Actors that there is room for now."""
+    return sum(room_on_nodes(config.cluster))
 
 
 def _text(have: dict[str, float]) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 
+from cluster.cluster_config import Cluster
 from cluster.errors import UserError
 
 _TIMEOUT_S = 5
@@ -64,6 +65,21 @@ def ray_session(min_cpus: float, *, state_api: bool = False) -> Iterator[None]:
         ray.shutdown()
         if in_main_thread:
             signal.signal(signal.SIGTERM, before)
+
+
+def living_nodes() -> list[dict[str, float]]:
+    """What each living node of the cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def room_on_nodes(cluster: Cluster) -> list[int]:
+    """How many workers, or actors, each living node has room for: none is split between nodes."""
+    wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    return [
+        # Fractions of a CPU or GPU are no exact floats.
+        min(int(have.get(name, 0.0) / each + 1e-6) for name, each in wanted.items() if each)
+        for have in living_nodes()
+    ]
 
 
 def _connect(address: str) -> None:

@@ -29,7 +29,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("nodes")
 @pytest.mark.parametrize(
-    ("cpus", "gpus", "room"), [(1, 0, 9), (3, 0, 2), (4, 0, 2), (1, 0.5, 4), (3, 0.5, 2)]
+    ("cpus", "gpus", "room"),
+    [(1, 0, 9), (3, 0, 2), (4, 0, 2), (1, 0.5, 4), (3, 0.5, 2), (0.8, 0, 11), (0.1, 0.2, 10)],
 )
 def test_an_actor_lies_on_one_node(cpus: float, gpus: float, room: int) -> None:
     chosen: dict[str, Any] = {"cluster.cpus_per_worker": cpus, "cluster.gpus_per_worker": gpus}
