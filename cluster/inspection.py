@@ -258,6 +258,8 @@ def _result(ready: Any, units: list[Inputs]) -> UnitSummary:
     except ActorUnavailableError:
         raise
     except RayActorError as error:
+        if error.actor_init_failed:
+            raise
         raise UserError(
             f"the process that inspected {' and '.join(unit.source for unit in units)} was killed "
             f"each time ({str(error).splitlines()[0]}); look for a lack of memory, lower "

@@ -82,9 +82,19 @@ class Inspector:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self._searching = threading.Lock()
-        fusion = job.calibration.fusion if job.calibration else None
-        self.engine = Engine(load_model(job.run), job.search, seed=job.seed, fusion=fusion)
+        self._searching, self._loading = threading.Lock(), threading.Lock()
+        self._engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The model, loaded with the first unit: of errors before, Ray tells that an actor died."""
+        with self._loading:
+            if self._engine is None:
+                model, fusion = load_model(self.job.run), None
+                if self.job.calibration:
+                    fusion = self.job.calibration.fusion
+                self._engine = Engine(model, self.job.search, seed=self.job.seed, fusion=fusion)
+            return self._engine
 
     def inspect(self, inputs: Inputs) -> UnitSummary:
         """Score one unit; every sample ends in its scores or in its failed inputs."""

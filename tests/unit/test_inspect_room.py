@@ -65,7 +65,7 @@ class _Actor:
         self.inspect = SimpleNamespace(remote=lambda _: object())
 
 
-def _run(monkeypatch: pytest.MonkeyPatch, units: int, error: Exception) -> UserError:
+def _run(monkeypatch: pytest.MonkeyPatch, units: int, error: Exception) -> Exception:
     """What is told where two actors inspect, and all that they are given ends in an error."""
     actors = [_Actor(), _Actor()]
     monkeypatch.setattr(inspection, "ray_session", contextlib.nullcontext)
@@ -77,7 +77,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, units: int, error: Exception) -> UserE
 
     monkeypatch.setattr(inspection.ray, "get", fail)
     waiting: list[Any] = [SimpleNamespace(source=f"{n}.tar", num_inputs=1) for n in range(units)]
-    with pytest.raises(UserError) as caught:
+    with pytest.raises((UserError, RayActorError)) as caught:
         inspection.run_units(Mock(), waiting, load_config(None, {}))
     return caught.value
 
@@ -86,6 +86,13 @@ def test_all_units_of_an_actor_that_is_killed_are_named(monkeypatch: pytest.Monk
     """Two are inspected at once, and nobody knows which of them killed it."""
     told = str(_run(monkeypatch, 4, RayActorError()))
     assert "inspected 0.tar and 2.tar was killed each time" in told
+
+
+def test_an_actor_that_cannot_begin_is_not_told_as_a_lack_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = RayActorError(error_msg="no module named scipy", actor_init_failed=True)
+    assert _run(monkeypatch, 1, error) is error
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Units of an inspection without Ray: pixels beside scores, regions, another rule afterwards."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from cluster.inspector import UNITS_AT_ONCE, Inspector
 from cluster.pixel_metrics import PixelCounts
 from cluster.report import build_report
 from data.dataset import load_index
+from data.errors import DataError
 from data.preparation import Preparation
 from data.store import Store
 from tests.inspecting import SHARD_SAMPLES, SIDE, calibrated, inspect_here, sample, with_inspect
@@ -110,6 +112,16 @@ def test_units_inspected_at_once_are_searched_one_after_the_other(
     assert most == [1, 1, 1]
     straight = _contents(inspection_store(config), MANIFEST, REGIONS)
     assert _contents(inspection_store(other), MANIFEST, REGIONS) == straight
+
+
+def test_a_model_that_cannot_be_loaded_is_told_where_an_actor_works_not_where_it_begins(
+    config: Config, tmp_path: Path
+) -> None:
+    """Ray tells an error of the beginning as the actor's death, without its type."""
+    job, _, inspected = inspection._find(config, None)
+    inspector = Inspector(dataclasses.replace(job, run=Store(str(tmp_path / "of another node"))))
+    with pytest.raises((UserError, DataError), match="of another node"):
+        inspector.inspect(inspected.units[0])
 
 
 def test_local_contrast_is_part_of_calibration_score_and_map(
