@@ -31,7 +31,7 @@ class Cluster(Section):
     dry_run: bool = False
     """Only print the plan of a training run, with memory and time from a short probe, and stop."""
     max_failures: int = Field(3, ge=-1, le=1000)
-    """Worker failures survived before a training run gives up; -1 means any number."""
+    """Failures survived, of a training run's workers and of an inspected unit; -1: any number."""
     checkpoint_kimg: float = Field(50.0, ge=0.001, le=100_000)
     """Images between two checkpoints, in kimg."""
     keep_checkpoints: int = Field(2, ge=1, le=1000)

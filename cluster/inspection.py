@@ -7,7 +7,7 @@ A job that was killed is continued by running it again: it skips finished units 
 import json
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from typing import Any
 
 import ray
@@ -53,7 +53,9 @@ SCHEMA_VERSION = 1
 _STILL_S = 30.0
 """Where no unit is done for so long, it is looked whether nodes are missing."""
 _UNAVAILABLE_S = 1.0
-"""Pause after an actor could not be reached: Ray's own retries follow each other at once."""
+"""Pause after an actor could not be reached."""
+_MISSED_S = 180.0
+"""So long after its node is gone, at most, an actor is out of reach until Ray has noticed."""
 
 
 def inspect_dataset(config: Config) -> int:
@@ -183,7 +185,7 @@ def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary
         idle = actors * UNITS_AT_ONCE
         waiting, summaries, told = deque(units), list[UnitSummary](), set[int]()
         running: dict[Any, tuple[Any, Inputs]] = {}
-        repeated = set[str]()
+        failed_s: dict[str, list[float]] = defaultdict(list)
         with progress_bar("inspect", total=num_inputs, unit="image") as bar:
             while waiting or running:
                 while idle and waiting:
@@ -199,8 +201,11 @@ def run_units(job: Job, units: list[Inputs], config: Config) -> list[UnitSummary
                     summaries.append(_result(ready[0], [unit, *beside]))
                 except ActorUnavailableError as error:
                     # Its node may be gone; the actor is restarted once Ray has noticed.
-                    if unit.source not in repeated:
-                        repeated.add(unit.source)
+                    times_s = failed_s[unit.source]
+                    times_s.append(time.monotonic())
+                    if is_hopeless(times_s, cluster.max_failures):
+                        raise _killed([unit, *beside], error) from error
+                    if len(times_s) == 1:
                         bar.write(
                             f"the process that inspects {unit.source} does not answer "
                             f"({str(error).splitlines()[0]}); the unit is given out again",
@@ -239,11 +244,24 @@ def _start_actors(job: Job, wanted: int, config: Config) -> list[Any]:
     actor: Any = ray.remote(
         num_cpus=cluster.cpus_per_worker,
         num_gpus=cluster.gpus_per_worker,
-        max_restarts=cluster.max_failures,
-        max_task_retries=cluster.max_failures,
+        # Of an actor's whole life; a unit is given up by its own failures.
+        max_restarts=-1 if cluster.max_failures else 0,
     )(Inspector)
     at_once = actor.options(max_concurrency=UNITS_AT_ONCE)
     return [at_once.remote(job) for _ in range(min(wanted, fitting))]
+
+
+def is_hopeless(times_s: list[float], max_failures: int) -> bool:
+    """Whether a unit failed too often at these times, and not only since its node is gone."""
+    return 0 <= max_failures < len(times_s) and times_s[-1] - times_s[0] > _MISSED_S
+
+
+def _killed(units: list[Inputs], error: Exception) -> UserError:
+    return UserError(
+        f"the process that inspected {' and '.join(unit.source for unit in units)} was killed "
+        f"each time ({str(error).splitlines()[0]}); look for a lack of memory, lower "
+        "search.batch, or take out of what is inspected what it cannot bear"
+    )
 
 
 def _result(ready: Any, units: list[Inputs]) -> UnitSummary:
@@ -260,11 +278,7 @@ def _result(ready: Any, units: list[Inputs]) -> UnitSummary:
     except RayActorError as error:
         if error.actor_init_failed:
             raise
-        raise UserError(
-            f"the process that inspected {' and '.join(unit.source for unit in units)} was killed "
-            f"each time ({str(error).splitlines()[0]}); look for a lack of memory, lower "
-            "search.batch, or take out of what is inspected what it cannot bear"
-        ) from error
+        raise _killed(units, error) from error
     except RayTaskError as error:
         raise actionable(error) from error
     return summary

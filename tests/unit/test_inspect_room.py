@@ -100,6 +100,50 @@ class _Ref:
     result: str
 
 
+def test_a_unit_that_kills_every_process_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(inspection, "_UNAVAILABLE_S", 0)
+    monkeypatch.setattr(inspection.time, "monotonic", lambda: next(clock))
+    told = str(_run(monkeypatch, 1, ActorUnavailableError("socket closed", None)))
+    assert "inspected 0.tar was killed each time" in told
+    assert "socket closed" in told
+    assert next(clock) == 400, "cluster.max_failures were survived"
+
+
+@pytest.mark.parametrize(
+    ("times_s", "max_failures", "hopeless"),
+    [
+        (range(0, 30_000, 10_000), 3, False),
+        (range(0, 40_000, 10_000), 3, True),
+        (range(60), 3, False),  # its node is gone, and Ray has not noticed yet
+        (range(600), 3, True),
+        (range(600), -1, False),
+    ],
+)
+def test_failures_of_a_unit_count_not_those_of_an_actor(
+    times_s: range, max_failures: int, hopeless: bool
+) -> None:
+    assert inspection.is_hopeless([float(t) for t in times_s], max_failures) is hopeless
+
+
+@pytest.mark.parametrize(("max_failures", "restarts"), [(0, 0), (3, -1), (-1, -1)])
+@pytest.mark.usefixtures("nodes")
+def test_an_actor_is_restarted_as_often_as_it_dies(
+    monkeypatch: pytest.MonkeyPatch, max_failures: int, restarts: int
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def remote(**options: Any) -> Any:
+        asked.append(options)
+        return Mock()
+
+    monkeypatch.setattr(inspection.ray, "remote", remote)
+    config = load_config(None, {"cluster.max_failures": max_failures})
+    inspection._start_actors(Mock(), 2, config)
+    assert asked[0]["max_restarts"] == restarts
+    assert "max_task_retries" not in asked[0], "a unit would fail several times for one"
+
+
 @pytest.mark.parametrize("away", [1, 5])
 def test_units_of_an_actor_out_of_reach_are_given_out_again(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], away: int
