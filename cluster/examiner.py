@@ -12,11 +12,12 @@ from cluster.calibration import decide
 from cluster.engine import Engine
 from cluster.errors import UserError
 from cluster.inspector import find_regions
-from cluster.model_store import CARD, MODEL, Calibration, Model, load_model
+from cluster.model_store import CARD, MODEL, Calibration, Model, ModelCard, load_model
 from cluster.pictures import encode_map
 from data.errors import DataError
 from data.picture_header import MAX_PIXELS
 from data.plain import prepare_picture
+from data.preparation import Preparation
 from data.sample import Sample
 from data.store import Store
 
@@ -88,6 +89,19 @@ class Verdict(_Answer):
     """If asked for: the map as a 16-bit grey PNG of that height and width, in base64."""
 
 
+def preparation_of(card: ModelCard) -> Preparation:
+    """How a model's images were prepared.
+
+    Raises:
+        UserError: If the model is older than that knowledge.
+    """
+    if card.preparation is None:
+        raise UserError(
+            f"{CARD} does not tell how images are prepared, it is of an older version; train again"
+        )
+    return card.preparation
+
+
 class Examiner:
     """A calibrated model that is given image files.
 
@@ -103,12 +117,7 @@ class Examiner:
     def __init__(
         self, model: Model, calibration: Calibration, *, max_pixels: int = MAX_PIXELS
     ) -> None:
-        if model.card.preparation is None:
-            raise UserError(
-                f"{CARD} does not tell how images are prepared, it is of an older version; "
-                "train again"
-            )
-        self._preparation, self._max_pixels = model.card.preparation, max_pixels
+        self._preparation, self._max_pixels = preparation_of(model.card), max_pixels
         self._calibration, self._version = calibration, model.card.weights_sha256
         self._engine = Engine(
             model, calibration.search, seed=calibration.seed, fusion=calibration.fusion

@@ -11,7 +11,7 @@ from cluster.calibration import calibration_for, describe
 from cluster.config import Config
 from cluster.doctor import CONSTRAINTS
 from cluster.errors import UserError
-from cluster.examiner import Examiner
+from cluster.examiner import preparation_of
 from cluster.model_store import MODEL, load_model, save_card
 from data.store import Store
 
@@ -47,8 +47,8 @@ def export_model(config: Config) -> int:
     if target.list():
         raise UserError(f"{target.uri} holds files already; give another folder or remove it")
     model = load_model(run).calibrated(calibration)
-    # As whoever loads it will: a model too old is told here.
-    Examiner(model, calibration)
+    # A model too old is told here, not to whoever loads it.
+    preparation_of(model.card)
     with tempfile.TemporaryDirectory() as temporary:
         copy = Store(temporary)
         for path in run.list(f"{MODEL}/", ".safetensors"):

@@ -27,7 +27,7 @@ from cluster.calibration import calibration_for, describe
 from cluster.config import Config, load_config
 from cluster.endpoint import Gate, Limits, make_app
 from cluster.errors import UserError
-from cluster.examiner import Examiner, Picture, Verdict
+from cluster.examiner import Examiner, Picture, Verdict, preparation_of
 from cluster.inspect_plan import fitting_actors
 from cluster.model_store import Calibration, load_model
 from cluster.ray_session import ray_session
@@ -183,7 +183,7 @@ def application_for(config: Config) -> tuple[Application, bool]:
         )
     calibration = calibration_for(config)
     # Whole, so that a damaged model is told here and not by replicas that die of it.
-    Examiner(load_model(Store(config.run.dir)), calibration)
+    preparation_of(load_model(Store(config.run.dir)).card)
     limits = Limits(
         max_bytes=settings.max_bytes,
         max_requests=settings.replicas * settings.max_batch + settings.max_queue,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from ray.serve import Application
 
+from cluster import examiner
 from cluster.config import Config, dump_config, load_config
 from cluster.errors import UserError
 from cluster.model_store import load_card, save_card
@@ -81,4 +82,16 @@ def test_a_damaged_model_is_told_before_anything_is_started(config: Config) -> N
     run = Store(config.run.dir)
     run.write_bytes("model/weights.safetensors", b"0" * 100)
     with pytest.raises(UserError, match="does not match its sha256"):
+        application_for(config)
+
+
+def test_a_model_is_checked_without_being_made_ready_to_search(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawing the candidates of a search takes minutes at high resolutions."""
+    monkeypatch.setattr(examiner, "Engine", lambda *_, **__: pytest.fail("made ready"))
+    application_for(config)
+    run = Store(config.run.dir)
+    save_card(run, load_card(run).model_copy(update={"preparation": None}))
+    with pytest.raises(UserError, match="does not tell how images are prepared"):
         application_for(config)
