@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import torch
 from pydantic import Field, model_validator
 
 from cluster.section import Section
@@ -45,6 +46,17 @@ class Cluster(Section):
                 f"{self.num_workers}; lower it or set 0"
             )
         return self
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads of a worker or actor."""
+        return max(1, int(self.cpus_per_worker))
+
+    @property
+    def device(self) -> torch.device:
+        """What a worker or actor computes on; Ray hides no GPU from one that reserved none."""
+        has_gpu = self.gpus_per_worker > 0 and torch.cuda.is_available()
+        return torch.device("cuda" if has_gpu else "cpu")
 
     @property
     def worker_counts(self) -> range:

@@ -62,10 +62,10 @@ def train_encoder(config: Config, board: Any = None) -> None:
         config: Configuration of the run.
         board: Actor that shows progress, a `cluster.progress.ProgressBoard`; None: nobody looks.
     """
-    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+    torch.set_num_threads(config.cluster.num_threads)
     settings, run = config.encoder, run_store(config)
     model = load_model(run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = config.cluster.device
     torch.manual_seed(config.run.seed)
     encoder = place(model.architecture.encoder(), device)
     num_steps = max(1, round(settings.kimg * 1000 / settings.batch))

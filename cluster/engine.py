@@ -54,12 +54,19 @@ class Engine:
         search: How to search, and what the score is.
         seed: Seed of the starting latents.
         fusion: How terms become the score `fused`; None while it is not known: L stands for it.
+        device: What to compute on; None: a GPU if there is one.
     """
 
     def __init__(
-        self, model: Model, search: Search, *, seed: int, fusion: Fusion | None = None
+        self,
+        model: Model,
+        search: Search,
+        *,
+        seed: int,
+        fusion: Fusion | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._generator = place(model.generator, self._device)
         self._discriminator = place(model.discriminator, self._device)
         self._resolution = model.architecture.resolution

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict
 
 from cluster.assembly import Scored, assemble_images
@@ -109,18 +110,28 @@ class Examiner:
         model: A model that knows how its images were prepared.
         calibration: How it searches and decides.
         max_pixels: Most pixels an image may have, and those searched together beside it.
+        device: What to compute on; None: a GPU if there is one.
 
     Raises:
         UserError: If the model is older than that knowledge.
     """
 
     def __init__(
-        self, model: Model, calibration: Calibration, *, max_pixels: int = MAX_PIXELS
+        self,
+        model: Model,
+        calibration: Calibration,
+        *,
+        max_pixels: int = MAX_PIXELS,
+        device: torch.device | None = None,
     ) -> None:
         self._preparation, self._max_pixels = preparation_of(model.card), max_pixels
         self._calibration, self._version = calibration, model.card.weights_sha256
         self._engine = Engine(
-            model, calibration.search, seed=calibration.seed, fusion=calibration.fusion
+            model,
+            calibration.search,
+            seed=calibration.seed,
+            fusion=calibration.fusion,
+            device=device,
         )
 
     @classmethod

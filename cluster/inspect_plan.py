@@ -136,8 +136,9 @@ def probe(config: Config, inputs: Inputs) -> InspectProbe:
         config: Configuration.
         inputs: A unit of what is to be inspected.
     """
-    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-    engine = Engine(load_model(Store(config.run.dir)), config.search, seed=config.run.seed)
+    torch.set_num_threads(config.cluster.num_threads)
+    device, model = config.cluster.device, load_model(Store(config.run.dir))
+    engine = Engine(model, config.search, seed=config.run.seed, device=device)
     # Of a folder's images some may be unreadable, others many tiles; a shard's inputs are samples.
     samples = [s for s in inputs.read().samples if engine.unfit(s) is None]
     if not samples:
@@ -147,5 +148,5 @@ def probe(config: Config, inputs: Inputs) -> InspectProbe:
     started_s = time.monotonic()
     engine.score(block)
     sample_s = (time.monotonic() - started_s) / len(block)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    return InspectProbe(device, sample_s * len(samples) / inputs.num_inputs)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    return InspectProbe(name, sample_s * len(samples) / inputs.num_inputs)

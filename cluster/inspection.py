@@ -164,7 +164,7 @@ def _find(
         seed=config.run.seed,
         calibration=calibration,
         num_maps=config.inspect.num_maps,
-        num_threads=max(1, int(config.cluster.cpus_per_worker)),
+        cluster=config.cluster,
         tile_overlap=inspected.tile_overlap,
         # Training has some tiles of an image and not others.
         tiles_apart=tiles_apart or inspected.split in ("train-normal", "train-abnormal"),

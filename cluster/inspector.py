@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from cluster.assembly import Scored, assemble_images
 from cluster.calibration import decide
+from cluster.cluster_config import Cluster
 from cluster.engine import Engine
 from cluster.inputs import Inputs
 from cluster.inspection_files import picture_path, write_unit
@@ -38,7 +39,7 @@ class Job:
         seed: Seed of the starting latents.
         calibration: What turns scores into decisions; None while calibrating.
         num_maps: Images of each unit, at most, that get pictures.
-        num_threads: CPU threads of an actor.
+        cluster: What an actor reserves.
         tile_overlap: Least overlap that tiles of an image were cut with, pixels.
         tiles_apart: Whether tiles count as images of their own, as they do in training.
     """
@@ -49,7 +50,7 @@ class Job:
     seed: int
     calibration: Calibration | None
     num_maps: int
-    num_threads: int
+    cluster: Cluster
     tile_overlap: int
     tiles_apart: bool = False
 
@@ -90,10 +91,14 @@ class Inspector:
         """The model, loaded with the first unit: of errors before, Ray tells that an actor died."""
         with self._loading:
             if self._engine is None:
-                model, fusion = load_model(self.job.run), None
-                if self.job.calibration:
-                    fusion = self.job.calibration.fusion
-                self._engine = Engine(model, self.job.search, seed=self.job.seed, fusion=fusion)
+                calibration = self.job.calibration
+                self._engine = Engine(
+                    load_model(self.job.run),
+                    self.job.search,
+                    seed=self.job.seed,
+                    fusion=calibration.fusion if calibration else None,
+                    device=self.job.cluster.device,
+                )
             return self._engine
 
     def inspect(self, inputs: Inputs) -> UnitSummary:
@@ -126,7 +131,7 @@ class Inspector:
         with self._searching:
             # Ray sets one thread for each actor, and each of ours starts with that; use what was
             # reserved.
-            torch.set_num_threads(self.job.num_threads)
+            torch.set_num_threads(self.job.cluster.num_threads)
             scored = self.engine.score(samples)
         if self.job.tiles_apart:
             return scored, []

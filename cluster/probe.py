@@ -76,8 +76,8 @@ def probe(values: dict[str, Any], channels: int, workers_per_node: int) -> Probe
         workers_per_node: Workers that share a machine's memory.
     """
     config = Config.model_validate(values)
-    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(config.cluster.num_threads)
+    device = config.cluster.device
     sharing = _workers_per_card(config) if device.type == "cuda" else workers_per_node
     found = _machine(device, sharing)
     architecture = config.networks.architecture(channels)

@@ -24,6 +24,7 @@ from ray.serve.schema import LoggingConfig
 
 from cluster.batcher import Batcher
 from cluster.calibration import calibration_for, describe
+from cluster.cluster_config import Cluster
 from cluster.config import Config, load_config
 from cluster.endpoint import Gate, Limits, make_app
 from cluster.errors import UserError
@@ -56,17 +57,22 @@ class EngineReplica:
         run: URI of the run directory.
         calibration: How it searches and decides.
         settings: Settings of the endpoint.
-        num_threads: CPU threads.
+        cluster: What a replica reserves.
     """
 
     def __init__(
-        self, run: str, calibration: Calibration, settings: Serve, num_threads: int
+        self, run: str, calibration: Calibration, settings: Serve, cluster: Cluster
     ) -> None:
-        torch.set_num_threads(num_threads)
-        model = load_model(Store(run))
+        torch.set_num_threads(cluster.num_threads)
+        examiner = Examiner(
+            load_model(Store(run)),
+            calibration,
+            max_pixels=settings.max_pixels,
+            device=cluster.device,
+        )
         # In a thread of the batcher's, so that the replica can answer health checks meanwhile.
         self._batcher: Batcher[Picture, Verdict | DataError] = Batcher(
-            Examiner(model, calibration, max_pixels=settings.max_pixels).examine,
+            examiner.examine,
             max_batch=settings.max_batch,
             wait_s=settings.batch_wait_ms / 1000,
         )
@@ -208,8 +214,7 @@ def application_for(config: Config) -> tuple[Application, bool]:
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         ray_actor_options={"num_cpus": 0},
     )
-    num_threads = max(1, int(cluster.cpus_per_worker))
-    bound = engine.bind(config.run.dir, calibration, settings, num_threads)
+    bound = engine.bind(config.run.dir, calibration, settings, cluster)
     return ingress.bind(bound, limits), bool(token)
 
 

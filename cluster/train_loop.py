@@ -89,7 +89,7 @@ class Worker:
             make_deterministic()
         self.device = ray.train.torch.get_device()
         # Ray sets one thread for each worker; use what was reserved.
-        torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+        torch.set_num_threads(config.cluster.num_threads)
         self.dtype = getattr(torch, config.cluster.precision)
         self.config = config
         self.run, dataset = run_store(config), dataset_store(config)

@@ -1,10 +1,7 @@
 """Units of an inspection without Ray: pixels beside scores, regions, another rule afterwards."""
 
-import dataclasses
 import json
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +11,6 @@ import pytest
 from cluster import inspection, inspection_claim
 from cluster.calibration import calibration_for
 from cluster.config import Config
-from cluster.engine import Engine
 from cluster.errors import UserError
 from cluster.evaluate import evaluate_run
 from cluster.inspection import calibrate, inspect_dataset, inspect_split
@@ -30,11 +26,9 @@ from cluster.inspection_files import (
     scores_path,
     unit_name,
 )
-from cluster.inspector import UNITS_AT_ONCE, Inspector
 from cluster.pixel_metrics import PixelCounts
 from cluster.report import build_report
 from data.dataset import load_index
-from data.errors import DataError
 from data.preparation import Preparation
 from data.store import Store
 from tests.inspecting import SHARD_SAMPLES, SIDE, calibrated, inspect_here, sample, with_inspect
@@ -83,45 +77,6 @@ def test_scores_come_last_so_that_a_unit_is_whole_or_absent(
         unit = unit_name(shard)
         assert written.index(pixels_path(unit)) < written.index(scores_path(unit))
     assert written[-2:] == [REGIONS, MANIFEST]
-
-
-def test_units_inspected_at_once_are_searched_one_after_the_other(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    inspect_split(config, calibration_for(config))
-    searching, most = list[int](), list[int]()
-    real = Engine.score
-
-    def watched(engine: Engine, samples: Any) -> Any:
-        searching.append(1)
-        most.append(len(searching))
-        time.sleep(0.05)
-        try:
-            return real(engine, samples)
-        finally:
-            searching.pop()
-
-    def at_once(job: Any, units: list[Any], _: Config) -> list[Any]:
-        with ThreadPoolExecutor(UNITS_AT_ONCE) as pool:
-            return list(pool.map(Inspector(job).inspect, units))
-
-    monkeypatch.setattr(Engine, "score", watched)
-    monkeypatch.setattr(inspection, "run_units", at_once)
-    other = with_inspect(config, dir=str(tmp_path / "at-once"))
-    inspect_split(other, calibration_for(other))
-    assert most == [1, 1, 1]
-    straight = _contents(inspection_store(config), MANIFEST, REGIONS)
-    assert _contents(inspection_store(other), MANIFEST, REGIONS) == straight
-
-
-def test_a_model_that_cannot_be_loaded_is_told_where_an_actor_works_not_where_it_begins(
-    config: Config, tmp_path: Path
-) -> None:
-    """Ray tells an error of the beginning as the actor's death, without its type."""
-    job, _, inspected = inspection._find(config, None)
-    inspector = Inspector(dataclasses.replace(job, run=Store(str(tmp_path / "of another node"))))
-    with pytest.raises((UserError, DataError), match="of another node"):
-        inspector.inspect(inspected.units[0])
 
 
 def test_local_contrast_is_part_of_calibration_score_and_map(

@@ -4,13 +4,15 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch
 from ray.serve import Application
 
-from cluster import examiner
+from cluster import examiner, serve
+from cluster.calibration import calibration_for
 from cluster.config import Config, dump_config, load_config
 from cluster.errors import UserError
 from cluster.model_store import load_card, save_card
-from cluster.serve import application_for, build, is_loopback, serve_model
+from cluster.serve import EngineReplica, application_for, build, is_loopback, serve_model
 from data.store import Store
 from tests.tiny_model import SETTINGS, calibrated_model
 
@@ -95,3 +97,23 @@ def test_a_model_is_checked_without_being_made_ready_to_search(
     save_card(run, load_card(run).model_copy(update={"preparation": None}))
     with pytest.raises(UserError, match="does not tell how images are prepared"):
         application_for(config)
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (0.5, "cuda")])
+def test_a_replica_computes_on_a_gpu_only_where_it_has_reserved_one(
+    config: Config, monkeypatch: pytest.MonkeyPatch, gpus: float, device: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    told: list[torch.device] = []
+
+    class Examiner:
+        def __init__(self, *_: object, device: torch.device, max_pixels: int) -> None:
+            told.append(device)
+
+        def examine(self) -> None:
+            """Never asked."""
+
+    monkeypatch.setattr(serve, "Examiner", Examiner)
+    cluster = config.cluster.model_copy(update={"gpus_per_worker": gpus})
+    EngineReplica(config.run.dir, calibration_for(config), config.serve, cluster)
+    assert told == [torch.device(device)]
