@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
+from cluster.errors import UserError
 from cluster.section import Section
 
 
@@ -22,7 +23,7 @@ class Cluster(Section):
     cpus_per_worker: float = Field(1.0, gt=0, le=1024)
     """CPUs reserved for each worker or actor; also its number of threads, rounded down."""
     gpus_per_worker: float = Field(0.0, ge=0, le=1)
-    """GPUs reserved for each worker or actor, which uses one at most; a fraction shares one."""
+    """GPUs reserved for each worker or actor, at most one; training workers do not share one."""
     images_per_pass: int = Field(0, ge=0, le=65_536)
     """Training images that a worker computes at once; larger batches are cut; 0: all, in images."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -46,6 +47,19 @@ class Cluster(Section):
                 f"{self.num_workers}; lower it or set 0"
             )
         return self
+
+    def check_training(self) -> None:
+        """Refuse what only inspection and the endpoint can do.
+
+        Raises:
+            UserError: If training workers would share a GPU.
+        """
+        if self.num_workers > 1 and 0 < self.gpus_per_worker <= 0.5:
+            raise UserError(
+                f"cluster.gpus_per_worker={self.gpus_per_worker:g} would let the "
+                f"{self.num_workers} training workers share a GPU, which NCCL refuses (inspection "
+                "and the endpoint may); set it to 1, or cluster.num_workers=1"
+            )
 
     @property
     def num_threads(self) -> int:

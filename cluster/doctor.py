@@ -77,6 +77,7 @@ def check_compute(config: Config) -> Iterator[str]:
 def check_ray(config: Config) -> Iterator[str]:
     """A Ray session with enough resources for the workers."""
     cluster = config.cluster
+    cluster.check_training()
     with ray_session(cluster.num_workers * cluster.cpus_per_worker):
         have = ray.cluster_resources()
     for resource, each in (("CPU", cluster.cpus_per_worker), ("GPU", cluster.gpus_per_worker)):

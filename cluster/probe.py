@@ -78,8 +78,8 @@ def probe(values: dict[str, Any], channels: int, workers_per_node: int) -> Probe
     config = Config.model_validate(values)
     torch.set_num_threads(config.cluster.num_threads)
     device = config.cluster.device
-    sharing = _workers_per_card(config) if device.type == "cuda" else workers_per_node
-    found = _machine(device, sharing)
+    # Training workers share no GPU, see `Cluster.check_training`.
+    found = _machine(device, 1 if device.type == "cuda" else workers_per_node)
     architecture = config.networks.architecture(channels)
     memories = memory_of(config, architecture)
     rates = Rates(generator_lr=1e-9, discriminator_lr=1e-9, ema_half_life_kimg=1.0)
@@ -94,12 +94,6 @@ def probe(values: dict[str, Any], channels: int, workers_per_node: int) -> Probe
         else:
             last_s = found.step_s[stage.resolution] = _step_s(config, state, number, channels)
     return found
-
-
-def _workers_per_card(config: Config) -> int:
-    """Workers that Ray lets share a GPU."""
-    each = config.cluster.gpus_per_worker
-    return min(config.cluster.num_workers, int(1 / each + 1e-6)) if each else 1
 
 
 def _machine(device: torch.device, sharing: int) -> Probe:

@@ -71,6 +71,7 @@ def check_run(config: Config) -> DatasetIndex:
         UserError: If the data set does not fit, or the directory holds another run.
     """
     tracking.tracking_uri(config)
+    config.cluster.check_training()
     dataset, run = Store(config.data.uri), Store(config.run.dir)
     index = load_index(dataset)
     check_places(config)

@@ -199,6 +199,7 @@ def claim(config: Config) -> None:
     Raises:
         UserError: If the data set does not fit, or the directory holds another study.
     """
+    config.cluster.check_training()
     dataset, root = Store(config.data.uri), Store(config.run.dir)
     index = load_index(dataset)
     check_places(config)

@@ -7,7 +7,11 @@ import ray
 from ray.train.torch import TorchConfig
 
 from cluster.config import load_config
-from cluster.train import _trainer, missing_room
+from cluster.doctor import check_ray
+from cluster.errors import UserError
+from cluster.train import _trainer, check_run, missing_room
+from data.errors import DataError
+from tune.study import claim
 
 
 @pytest.mark.parametrize(
@@ -39,3 +43,20 @@ def test_other_ranks_wait_as_long_as_rank_0_may_work_alone(tmp_path: Path) -> No
     settings = _trainer(config, {}, []).backend_config
     assert isinstance(settings, TorchConfig)
     assert settings.timeout_s > 7200 + 3600
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "refused"), [(0, 2, False), (0.5, 2, True), (0.5, 1, False), (1, 2, False)]
+)
+def test_training_workers_that_would_share_a_gpu_are_refused(
+    tmp_path: Path, gpus: float, workers: int, refused: bool
+) -> None:
+    chosen: dict[str, object] = {"cluster.gpus_per_worker": gpus, "cluster.num_workers": workers}
+    config = load_config(None, chosen | {"data.uri": str(tmp_path), "run.dir": str(tmp_path)})
+    told = r"cluster\.gpus_per_worker=0\.5 would let the 2 training workers share a GPU, which NCCL"
+    for check in (check_run, claim):
+        with pytest.raises((UserError, DataError), match=told if refused else r"dataset\.json"):
+            check(config)
+    if refused:
+        with pytest.raises(UserError, match=told):
+            next(check_ray(config))
