@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import ray
+import torch
 from ray.train import UserCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from tqdm import tqdm
@@ -101,13 +102,25 @@ class FailureNotes(UserCallback):
         """Called by Ray Train on its controller, whenever workers fail.
 
         Raises:
-            UserError: If a worker did, because Ray Train ends a run at once when a callback fails.
+            UserError: If a worker did, or has no GPU memory left, which the next one would not have
+                either. Ray Train ends a run at once when a callback fails.
         """
         for rank, error in worker_exceptions.items():
             if isinstance(error, UserError):
                 raise error
-            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            self._board.note.remote(f"worker {rank} failed: {reason[0]}")
+            if isinstance(error, torch.OutOfMemoryError):
+                raise UserError(
+                    f"the GPU of worker {rank} is full ({str(error).splitlines()[0]}); lower "
+                    "cluster.images_per_pass (0 is all of a batch) or, if it was searching, "
+                    "search.batch; the same command then goes on from the last checkpoint"
+                ) from error
+            self._board.note.remote(f"worker {rank} failed: {last_line(error)}")
+
+
+def last_line(error: Exception) -> str:
+    """The last line of an error's text, where a traceback says what happened."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from cluster.errors import UserError
 from cluster.feature_weights import pretrained_of
 from cluster.inspection import calibrate
 from cluster.model_store import CARD, load_card
-from cluster.progress import FailureNotes, remote_progress
+from cluster.progress import FailureNotes, last_line, remote_progress
 from cluster.ray_session import ray_session
 from cluster.stopping import stop_on_sigterm
 from cluster.train_loop import schedule_of, train_worker
@@ -110,7 +110,7 @@ def fit(
         Numbers reported with the last checkpoint.
 
     Raises:
-        UserError: If a worker failed for a reason the user can mend.
+        UserError: If workers failed, for a reason the user can mend or too often.
         KeyboardInterrupt: If it was told to stop, by Ctrl-C or by SIGTERM.
     """
     total = schedule_of(config)[-1].end
@@ -185,9 +185,14 @@ def _scaling(config: Config) -> ScalingConfig:
 
 
 def _cause(error: TrainingFailedError) -> Exception:
-    """The error of a worker that a person can act on, else the failure as Ray tells it."""
+    """The error of a worker that a person can act on, else the last failure in one line."""
     failures = [*getattr(error, "worker_failures", {}).values()]
-    for failure in [*failures, getattr(error, "controller_failure", None)]:
+    failures.append(getattr(error, "controller_failure", None) or error)
+    for failure in failures:
         if isinstance(failure, UserError | DataError):
             return failure
-    return error
+    return UserError(
+        f"training failed, at last with {type(failures[0]).__name__}: {last_line(failures[0])}; "
+        "mend the cause, the same command goes on from the last checkpoint (Ray's logs hold more: "
+        "logs/train in its session's folder, by default /tmp/ray/session_latest)"
+    )

@@ -121,6 +121,13 @@ def test_mistake_of_the_users_ends_a_run_where_ray_would_try_again() -> None:
         notes.after_exception(None, {0: RuntimeError("x"), 1: UserError("lower it")})
 
 
+def test_a_full_gpu_is_told_and_not_tried_again() -> None:
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 ...")
+    told = r"GPU of worker 1 is full \(CUDA out of memory.* GiB\.\); lower cluster\.images_per_pass"
+    with pytest.raises(UserError, match=told):
+        FailureNotes(LocalBoard()).after_exception(None, {1: full})
+
+
 @pytest.mark.parametrize(
     "failure",
     [
@@ -130,8 +137,20 @@ def test_mistake_of_the_users_ends_a_run_where_ray_would_try_again() -> None:
 )
 def test_cause_is_what_a_person_can_act_on(failure: WorkerGroupError | ControllerError) -> None:
     assert str(_cause(failure)) == "lower it"
-    other = ControllerError(RuntimeError("x"))
-    assert _cause(other) is other
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        WorkerGroupError("two", {1: RuntimeError("Traceback:\n  ...\nconnection reset")}),
+        ControllerError(RuntimeError("Traceback:\n  ...\nconnection reset")),
+    ],
+)
+def test_any_other_failure_is_one_line(failure: WorkerGroupError | ControllerError) -> None:
+    told = _cause(failure)
+    assert isinstance(told, UserError)
+    assert "at last with RuntimeError: connection reset; mend" in str(told)
+    assert "\n" not in str(told)
 
 
 def test_sigterm_ends_a_session_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch) -> None:
