@@ -39,7 +39,6 @@ MEANINGS = {
     "ranks/num_workers": "training workers",
     "ranks/wait_share_max": "data/wait_share of the rank that waited longest",
     "ranks/wait_share_min": "data/wait_share of the rank that waited least",
-    "ranks/images_per_s_min": "training images per second of the slowest rank, its own share",
     "ranks/memory_gib_max": "train/memory_gib of the rank that takes most",
 }
 """Metric of a row -> what it says. R stands for a resolution; ranks/ needs several of them."""

@@ -69,14 +69,12 @@ class RankMeter:
             "ranks/num_workers": float(self._world_size),
         }
         if self._world_size > 1:
-            own = images_per_s / self._world_size
-            wait_max, wait_negated, slowest, memory_max = largest(
-                [wait_share, -wait_share, -own, memory_gib], self._device
+            wait_max, wait_negated, memory_max = largest(
+                [wait_share, -wait_share, memory_gib], self._device
             )
             row |= {
                 "ranks/wait_share_max": wait_max,
                 "ranks/wait_share_min": -wait_negated,
-                "ranks/images_per_s_min": -slowest,
                 "ranks/memory_gib_max": memory_max,
             }
         self._wait_s, self._stats, self._since = 0.0, {}, (now, images_seen)

@@ -32,7 +32,6 @@ def test_rows_tell_how_training_goes(run_dir: Path) -> None:
     for row in steps:
         assert told <= row.keys()
         assert row["ranks/wait_share_min"] <= row["ranks/wait_share_max"]
-        assert 0 < row["ranks/images_per_s_min"] <= row["train/images_per_s"]
         assert row["ranks/memory_gib_max"] >= 0.99 * row["train/memory_gib"] > 0.1
     names = {name for row in rows for name in row} - {"images_seen", "time_ms"}
     assert [name for name in names if not meaning(name)] == []

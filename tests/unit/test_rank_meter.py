@@ -56,8 +56,8 @@ def test_memory_is_the_most_so_far_of_the_process_or_of_tensors_on_a_gpu(
 
 
 def test_extremes_over_ranks(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other rank waits less, is slower and takes more memory."""
-    other = torch.tensor([0.1, -0.1, -20.0, 300.0])
+    """The other rank waits less and takes more memory."""
+    other = torch.tensor([0.1, -0.1, 300.0])
 
     def all_reduce(values: torch.Tensor, operation: object) -> None:
         assert operation == torch.distributed.ReduceOp.MAX
@@ -71,12 +71,8 @@ def test_extremes_over_ranks(clock: list[float], monkeypatch: pytest.MonkeyPatch
     assert row["train/images_per_s"] == 50.0
     assert row["data/wait_share"] == row["ranks/wait_share_max"] == 0.25
     assert row["ranks/wait_share_min"] == pytest.approx(0.1)
-    assert row["ranks/images_per_s_min"] == 20.0
     assert row["ranks/memory_gib_max"] == 300.0
     assert row["ranks/num_workers"] == 2.0
-    other[2] = -40.0
-    clock[0] += 8
-    assert meter.measure(800)["ranks/images_per_s_min"] == 25.0, "this rank's own share"
 
 
 def test_statistics_are_means_over_steps_and_ranks(
