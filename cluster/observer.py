@@ -105,9 +105,6 @@ class Observer:
             phase: Current phase.
             measured: Metrics by name where a row is due, else None.
             images: Training images of the step over all ranks.
-
-        Raises:
-            UserError: If a statistic is no longer finite.
         """
         if measured is not None:
             self._write_row(phase, measured)
@@ -137,7 +134,6 @@ class Observer:
             "train/fade": fade_of(self._state, phase),
             "train/lr_factor": self._state.lr_factor,
         }
-        _check_finite(row, seen)
         self.log(row)
         self._board.update.remote(seen, *summary(row, self._quality))
 

@@ -5,6 +5,7 @@ loader or one GPU that is nearly full shows on no other rank: all of them wait f
 the ranks meet for a few numbers whenever a row is due.
 """
 
+import math
 import re
 import time
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from pathlib import Path
 import torch
 import torch.distributed
 from torch import Tensor
+
+from gan.step import NonFiniteError
 
 
 def due(interval_kimg: float, images_seen: int, batch: int) -> bool:
@@ -56,6 +59,9 @@ class RankMeter:
         Returns:
             Values by name of the metric: means of the statistics over steps and ranks, what else
             was measured of this rank, and with several ranks the extremes over them, under ranks/.
+
+        Raises:
+            NonFiniteError: If a statistic is not finite on any rank, on all ranks alike.
         """
         now = time.monotonic()
         elapsed_s = max(now - self._since[0], 1e-9)
@@ -88,7 +94,10 @@ class RankMeter:
         if self._world_size > 1:
             torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.SUM)
             shared /= self._world_size
-        return {f"train/{n}": float(v) for n, v in zip(self._stats, shared, strict=True)}
+        row = {f"train/{n}": float(v) for n, v in zip(self._stats, shared, strict=True)}
+        if wrong := [name for name, value in row.items() if not math.isfinite(value)]:
+            raise NonFiniteError(f"{', '.join(wrong)} not finite")
+        return row
 
 
 def largest(values: list[float], device: torch.device) -> list[float]:

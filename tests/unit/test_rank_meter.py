@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cluster.rank_meter import RankMeter, due
+from gan.step import NonFiniteError
 
 CPU = torch.device("cpu")
 
@@ -73,6 +74,16 @@ def test_extremes_over_ranks(clock: list[float], monkeypatch: pytest.MonkeyPatch
     assert row["ranks/wait_share_min"] == pytest.approx(0.1)
     assert row["ranks/memory_gib_max"] == 300.0
     assert row["ranks/num_workers"] == 2.0
+
+
+def test_a_statistic_that_is_not_finite_on_one_rank_is_told_on_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda values, _: values.add_(torch.nan))
+    meter = RankMeter(CPU, 2, images_seen=0)
+    meter.note(0.0, {"loss_d": torch.tensor(1.0)})
+    with pytest.raises(NonFiniteError, match="train/loss_d not finite"):
+        meter.measure(100)
 
 
 def test_statistics_are_means_over_steps_and_ranks(

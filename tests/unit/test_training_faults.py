@@ -133,6 +133,20 @@ def test_run_goes_back_to_its_last_checkpoint_and_on_with_half_the_rates(
     ]
 
 
+def test_run_goes_back_where_a_loss_alone_is_not_finite(
+    dataset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_step, calls = gan.state.training_step, iter(range(10_000))
+
+    def step(*args: Any, **how: Any) -> dict[str, Tensor]:
+        spoilt = {"loss_d": torch.tensor(torch.nan)} if next(calls) == 7 else {}
+        return real_step(*args, **how) | spoilt
+
+    monkeypatch.setattr(gan.state, "training_step", step)
+    (note,) = _train(_config(dataset, tmp_path))
+    assert "train/loss_d not finite; it goes on from 0.04 kimg with 0.5" in note
+
+
 def test_run_without_a_checkpoint_goes_back_to_the_beginning(
     dataset: str, tmp_path: Path, failing: Callable[[Fail], None]
 ) -> None:
