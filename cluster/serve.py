@@ -182,6 +182,11 @@ def application_for(config: Config) -> tuple[Application, bool]:
     """
     settings, cluster = config.serve, config.cluster
     token = os.environ.get(settings.token_env, "")
+    if not token and os.environ.get("RAY_ADDRESS"):
+        raise UserError(
+            "the Ray Serve of a cluster may be reachable from other machines whatever serve.host "
+            f"says, and the environment variable {settings.token_env} holds no token; set it"
+        )
     if not token and not is_loopback(settings.host):
         raise UserError(
             f"serve.host={settings.host} is reachable from other machines, but the environment "

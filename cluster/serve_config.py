@@ -10,7 +10,7 @@ class Serve(Section):
     """The endpoint that scores images over HTTP."""
 
     host: str = Field("127.0.0.1", min_length=1, max_length=255)
-    """Interface it listens on; any but a loopback one needs a token; a name or an address."""
+    """Interface it listens on; without a token a loopback one, on no cluster; a name or address."""
     port: int = Field(8000, ge=1, le=65_535)
     """Port it listens on, a number."""
     replicas: int = Field(1, ge=1, le=4096)

@@ -52,6 +52,17 @@ def test_other_machines_need_a_token(
     assert application_for(config)[1] is True
 
 
+def test_a_cluster_needs_a_token_whatever_the_host(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Serve may run already, and then listens where it was told to first."""
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    with pytest.raises(UserError, match=r"whatever serve\.host says, .* BLEMISH_TOKEN holds"):
+        application_for(config)
+    monkeypatch.setenv("BLEMISH_TOKEN", TOKEN)
+    assert application_for(config)[1] is True
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_a_port_that_is_taken_is_told(config: Config, host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
