@@ -293,17 +293,25 @@ def _write_manifest(
 ) -> dict[str, Any]:
     finished = set(finished_units(job.out))
     done = [unit for unit in inspected.units if unit.name in finished]
-    assert len(done) == len(finished), "units are foreign"
+    if foreign := finished - {unit.name for unit in done}:
+        raise UserError(
+            f"{job.out.uri} holds scores of {min(foreign)}, which is not in {inspected.uri}; "
+            "choose another inspect.dir, or delete the folder to begin anew"
+        )
+    if job.out.exists(MANIFEST):
+        manifest = read_manifest(job.out)
+        if manifest["units"] == len(done):
+            return manifest
     table, num_failed = read_scores(job.out, ["tiles"]), len(read_failed(job.out))
     num_images = len(table)
     expected = sum(unit.num_inputs for unit in done)
     # Inputs of a data set are its samples: the row of an image accounts for each of its tiles.
     accounted = (int(table["tiles"].sum()) if inspected.split else num_images) + num_failed
-    assert accounted >= expected, "an input is neither in scores nor in failed"
-    if job.out.exists(MANIFEST):
-        manifest = read_manifest(job.out)
-        if manifest["units"] == len(done):
-            return manifest
+    if accounted < expected:
+        raise UserError(
+            f"{job.out.uri}: only {accounted} of {expected} inputs are in scores/ or failed/, the "
+            "others were deleted; delete the folder to begin anew, or choose another inspect.dir"
+        )
     drop_summary(job.out)
     if job.calibration:
         write_regions(job.out)

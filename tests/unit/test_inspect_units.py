@@ -1,11 +1,13 @@
 """Units of an inspection without Ray: pixels beside scores, regions, another rule afterwards."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from cluster import inspection, inspection_claim
@@ -292,6 +294,31 @@ def test_a_manifest_of_fewer_units_than_are_finished_is_written_anew(config: Con
     inspect_split(config, calibration)
     out.write_bytes(MANIFEST, old)
     assert inspect_split(config, calibration)["images"] == 3 * SHARD_SAMPLES
+
+
+def test_a_finished_job_is_known_without_reading_its_scores(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inspect_split(config, calibration_for(config))
+    monkeypatch.setattr(inspection, "read_scores", lambda *_: pytest.fail("read"))
+    assert inspect_split(config, calibration_for(config))["images"] == 3 * SHARD_SAMPLES
+
+
+def test_a_folder_that_was_changed_is_told(config: Config) -> None:
+    calibration, out = calibration_for(config), inspection_store(config)
+    inspect_split(config, calibration)
+    one, other, *_ = out.list("scores/")
+    whole = out.read_bytes(one)
+    out.write_bytes("scores/nobodys.parquet", whole)
+    with pytest.raises(UserError, match="holds scores of nobodys, which is not in"):
+        inspect_split(config, calibration)
+    out.delete("scores/nobodys.parquet")
+    out.delete(MANIFEST)
+    table = pd.read_parquet(io.BytesIO(out.read_bytes(other)))
+    table.iloc[1:].to_parquet(lost := io.BytesIO())
+    out.write_bytes(other, lost.getvalue())
+    with pytest.raises(UserError, match="only 35 of 36 inputs are in scores/ or failed/"):
+        inspect_split(config, calibration)
 
 
 def test_what_was_told_of_an_older_calibration_is_gone(config: Config) -> None:
