@@ -246,6 +246,8 @@ def _start_actors(job: Job, wanted: int, config: Config) -> list[Any]:
         num_gpus=cluster.gpus_per_worker,
         # Of an actor's whole life; a unit is given up by its own failures.
         max_restarts=-1 if cluster.max_failures else 0,
+        # With none, Ray would refuse units while an actor is restarted; so they wait.
+        max_task_retries=1 if cluster.max_failures else 0,
     )(Inspector)
     at_once = actor.options(max_concurrency=UNITS_AT_ONCE)
     return [at_once.remote(job) for _ in range(min(wanted, fitting))]
