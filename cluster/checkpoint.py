@@ -32,11 +32,13 @@ class Progress:
         position: Position of the data streams.
         num_cuts: How often the learning rates were halved.
         last_cut: Images seen where training went on after the last cut; None before any.
+        pending: Phase whose model, that of a checkpoint, is still to be measured, by its number.
     """
 
     position: dict[str, int] = field(default_factory=lambda: {"normal": 0, "abnormal": 0})
     num_cuts: int = 0
     last_cut: int | None = None
+    pending: int | None = None
 
 
 def identity_of(config: Config, architecture: Architecture, dataset: Store) -> dict[str, Any]:
@@ -87,9 +89,21 @@ def save_checkpoint(
                 images_seen=state.images_seen,
                 world_size=ranks.world_size,
                 metrics=metrics,
+                pending=progress.pending,
             )
         except RefusedError as error:
             note(f"checkpoint {name} does not count, the one before it stays: {error}")
+
+
+def note_measured(
+    checkpoints: CheckpointStore,
+    state: TrainingState,
+    progress: Progress,
+    metrics: dict[str, float],
+) -> None:
+    """Keep what was measured of the model with the checkpoint that was just saved of it."""
+    name = checkpoint_name(num_cuts=progress.num_cuts, images_seen=state.images_seen)
+    checkpoints.add_metrics(name, metrics)
 
 
 def check_finite(state: TrainingState) -> None:
@@ -142,7 +156,8 @@ def restore_checkpoint(
                 "image is still read once, but the latents drawn are others, so the weights will "
                 "not be bit for bit those of a run without the change"
             )
-    return Progress(shared["position"], shared["num_cuts"], shared["last_cut"])
+    cuts = shared["num_cuts"], shared["last_cut"]
+    return Progress(shared["position"], *cuts, pending=manifest.pending)
 
 
 def _rank_file(rank: int) -> str:

@@ -51,6 +51,7 @@ class Manifest(BaseModel):
         world_size: Ranks that wrote it.
         metrics: Numbers reported with it.
         files: What each of its files must be, by name.
+        pending: Phase of the schedule whose model is still to be measured, by its number.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,6 +62,7 @@ class Manifest(BaseModel):
     world_size: int
     metrics: dict[str, int | float]
     files: dict[str, Digest]
+    pending: int | None = None
 
 
 class CheckpointStore:
@@ -101,6 +103,7 @@ class CheckpointStore:
         images_seen: int,
         world_size: int,
         metrics: dict[str, float],
+        pending: int | None = None,
     ) -> None:
         """Read a checkpoint's files back, declare it whole, and delete those it replaces.
 
@@ -110,6 +113,7 @@ class CheckpointStore:
             images_seen: Training images seen.
             world_size: Ranks that wrote it.
             metrics: Numbers reported with it.
+            pending: Phase whose model is still to be measured, by its number.
 
         Raises:
             RefusedError: If what the store holds is not what was written.
@@ -121,10 +125,20 @@ class CheckpointStore:
             world_size=world_size,
             metrics=metrics,
             files=files,
+            pending=pending,
         )
-        self._store.write_bytes(f"{name}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
+        self._write_manifest(name, manifest)
         self._refused.discard(name)
         self._prune()
+
+    def add_metrics(self, name: str, metrics: dict[str, float]) -> None:
+        """Keep with a checkpoint what was measured of its model; nothing if it does not count."""
+        with contextlib.suppress(RefusedError):
+            now = {"metrics": metrics, "pending": None}
+            self._write_manifest(name, self._manifest(name).model_copy(update=now))
+
+    def _write_manifest(self, name: str, manifest: Manifest) -> None:
+        self._store.write_bytes(f"{name}/{MANIFEST}", manifest.model_dump_json(indent=1).encode())
 
     def newest(self, note: Callable[[str], None]) -> tuple[str, Manifest] | None:
         """The newest checkpoint that can be used.

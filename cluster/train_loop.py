@@ -14,6 +14,7 @@ from cluster.checkpoint import (
     Progress,
     check_finite,
     identity_of,
+    note_measured,
     restore_checkpoint,
     save_checkpoint,
 )
@@ -59,6 +60,7 @@ def train_worker(job: Mapping[str, Any]) -> None:
 def _train(worker: "Worker", tracking: Mapping[str, Any]) -> None:
     worker.observe(tracking)
     try:
+        worker.measure_saved()
         while phase := phase_at(worker.schedule, worker.state.images_seen):
             try:
                 if not worker.train_phase(phase):
@@ -123,10 +125,9 @@ class Worker:
             augment=AugmentSettings(**self.config.augment.model_dump()),
             pretrained=self.pretrained.tensors if self.pretrained else None,
         )
-        progress = restore_checkpoint(
+        return state, restore_checkpoint(
             self.checkpoints, state, ranks=self.ranks, seed=seed, note=self.note
         )
-        return state, progress
 
     def note(self, text: str) -> None:
         """Leave a line for the person who waits."""
@@ -212,10 +213,22 @@ class Worker:
         return self.observer.assess(phase) if self.observer else {}
 
     def checkpoint(self, phase: Phase) -> None:
-        """Make everything so far durable, on all ranks."""
-        metrics = self.assess(phase)
-        self.save(metrics)
-        ray.train.report(metrics | {"images_seen": self.state.images_seen})
+        """Make everything so far durable, on all ranks, and only then measure the model."""
+        self.progress.pending = self.schedule.index(phase)
+        self.save({})
+        self.measure_saved()
+
+    def measure_saved(self) -> None:
+        """Measure the model of the last checkpoint where that was not done, on all ranks."""
+        if self.progress.pending is None:
+            return
+        metrics = self.assess(self.schedule[self.progress.pending])
+        metrics, self.progress.pending = metrics | {"images_seen": self.state.images_seen}, None
+        if self.observer:
+            self.observer.save()
+            note_measured(self.checkpoints, self.state, self.progress, metrics)
+        # Where the others wait for rank 0.
+        ray.train.report(metrics)
 
     def save(self, metrics: dict[str, float]) -> None:
         """Write a checkpoint, and the rows of metrics up to it."""
