@@ -30,6 +30,7 @@ from data.pack_records import (
     PLAN_NAME,
     QUARANTINE_NAME,
     UnitRecord,
+    check_free,
     drop_records,
     load_records,
     open_plan,
@@ -73,12 +74,18 @@ def write_dataset(config: Config) -> DatasetIndex:
     """Pack `pack.source` into `data.uri` and return the index.
 
     What a stopped run of the same images and settings has packed is not packed again.
+
+    Raises:
+        DataError: If the source does not make a data set, or another lies at `data.uri`.
+        UserError: If settings contradict each other.
     """
     store = Store(config.data.uri)
     if config.pack.source not in BUILT_IN:
         # Shards would be overwritten while they are read.
         check_apart("data.uri", store.uri, "pack.source", config.pack.source)
     plan = plan_for(config)
+    if not config.pack.replace:
+        check_free(store, plan)
     if index := open_plan(store, plan):
         print(
             f"{store.uri} already holds these images, packed with these settings; if one has "

@@ -50,6 +50,8 @@ class Pack(Section):
     """Share of the groups that validate, where the source has no splits; the rest tests."""
     shard_samples: int = Field(64, ge=1, le=1_000_000)
     """Images in one unit of work, and samples in one shard, in images."""
+    replace: bool = False
+    """Pack over another finished data set that lies at data.uri."""
     preview: bool = False
     """Only write a page of what the network would see, preview.html, and stop."""
 

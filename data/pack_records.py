@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
 from data.dataset import INDEX_NAME, DatasetIndex, ShardInfo, load_index
-from data.errors import DataError
+from data.errors import DataError, StoreError
 from data.plan import Plan, Unit
 from data.sample import SPLITS, Label, Split
 from data.store import Store
@@ -121,6 +121,24 @@ def open_plan(store: Store, plan: Plan) -> DatasetIndex | None:
     return None
 
 
+def check_free(store: Store, plan: Plan) -> None:
+    """Refuse a place where another finished data set lies; `open_plan` would take its index.
+
+    Raises:
+        DataError: if there is one.
+    """
+    if _digest_in(store) == plan.digest or not store.exists(INDEX_NAME):
+        return
+    found = "one that this version cannot read"
+    if index := _index_in(store):
+        num_samples = sum(sum(labels.values()) for labels in index.labels.values())
+        found = f"{index.name} ({num_samples} samples, packed from {index.source or 'elsewhere'})"
+    raise DataError(
+        f"{store.uri} holds another data set, {found}, or this one with other images or settings; "
+        "give another place, or pack over it with pack.replace=true"
+    )
+
+
 def packed_index(store: Store, plan: Plan) -> DatasetIndex | None:
     """Return the index if just this plan is packed in `store`, with every shard in its place."""
     if _digest_in(store) != plan.digest or not store.exists(INDEX_NAME):
@@ -173,6 +191,16 @@ def _digest_in(store: Store) -> str | None:
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise
+        return None
+
+
+def _index_in(store: Store) -> DatasetIndex | None:
+    """Return the index, if there is one that can be read."""
+    try:
+        return load_index(store)
+    except StoreError:
+        raise
+    except DataError:
         return None
 
 

@@ -274,6 +274,26 @@ def test_a_data_set_is_not_packed_into_its_source(
     assert before == {path: path.read_bytes() for path in dest.rglob("*") if path.is_file()}
 
 
+def test_another_finished_data_set_is_packed_over_on_request_only(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (source / "good/broken.png").unlink()
+    dest = tmp_path / "out"
+    assert main(_words(source, dest)) == 0
+    before = {path: path.read_bytes() for path in dest.rglob("*") if path.is_file()}
+    other = _words(source, dest, run__seed=1)
+    assert main(other) == 2
+    told = capsys.readouterr().err
+    assert f"{dest} holds another data set, source (70 samples, packed from {source})" in told
+    assert "pack.replace=true" in told
+    assert before == {path: path.read_bytes() for path in dest.rglob("*") if path.is_file()}
+    (dest / "dataset.json").write_bytes(b"{")
+    assert main(other) == 2
+    assert "one that this version cannot read" in capsys.readouterr().err
+    assert main([*other, "--pack.replace", "true"]) == 0
+    assert load_index(Store(str(dest))).seed == 1
+
+
 def test_names_that_are_no_utf8_are_packed(source: Path, tmp_path: Path) -> None:
     folder = os.fsencode(source)
     (source / "good/broken.png").write_bytes(b"")

@@ -48,7 +48,8 @@ def test_images_on_a_list_are_abnormal_whatever_the_source_calls_them(
     )
     found = tmp_path / "suspects.csv"
     found.write_text(f"rank,key,source\n1,x,{scratch.source}\n2,y,{good.source}\n")
-    index = write_dataset(load_config(None, settings | {"pack.abnormal_list": str(found)}))
+    corrected = settings | {"pack.abnormal_list": str(found), "data.uri": str(tmp_path / "again")}
+    index = write_dataset(load_config(None, corrected))
     for kind in ("good", "scratch"):
         assert index.kinds["train-normal"][kind] == before.kinds["train-normal"][kind] - 1
     known = before.kinds["train-abnormal"] | {"found": 1}
