@@ -93,7 +93,9 @@ def check_dataset(config: Config, index: DatasetIndex) -> None:
 def _check_validation(config: Config, index: DatasetIndex) -> None:
     """Refuse what would fail only after training, when thresholds are fitted."""
     uri, inspect = config.data.uri, config.inspect
-    labels = index.labels.get("validation", {})
+    # Calibration puts tiles together; older indexes do not tell of how many images they are.
+    counts = index.labels if index.images is None else index.images
+    labels = counts.get("validation", {})
     num_normal, num_abnormal = labels.get("normal", 0), labels.get("abnormal", 0)
     rates = []
     if inspect.threshold in NEED_NORMAL:

@@ -47,6 +47,9 @@ class DatasetIndex(BaseModel):
     labels: dict[Split, dict[Label, NonNegativeInt]] = Field(
         description="samples by believed label"
     )
+    images: dict[Split, dict[Label, NonNegativeInt]] | None = Field(
+        default=None, description="images, not tiles, by believed label; older indexes have none"
+    )
     kinds: dict[Split, dict[str, NonNegativeInt]] = Field(description="samples by kind")
     seed: NonNegativeInt
     contamination: Annotated[float, Field(ge=0, lt=1)] | None = Field(

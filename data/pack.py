@@ -226,12 +226,15 @@ def pack_unit(unit: Unit, store: Store, settings: PackSettings, plan: str) -> Un
         except StoreError:
             raise
         except DataError as error:
-            row = BadImage(source=item.source, key=item.key, split=unit.split, reason=str(error))
-            bad.append(row)
+            bad_image = BadImage(
+                source=item.source, key=item.key, split=unit.split, reason=str(error)
+            )
+            bad.append(bad_image)
             continue
         shards.add(samples, contaminates=contaminates)
         bits = perceptual_hash(picture[0])
-        images.append(PackedImage(key=item.key, group=item.group, bits=bits))
+        row = PackedImage(key=item.key, label=item.label, group=item.group, bits=bits)
+        images.append(row)
         channels.setdefault(picture[0].shape[2], item.key)
     shards.close()
     record = UnitRecord(

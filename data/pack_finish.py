@@ -63,6 +63,7 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
         resolutions=resolutions_to(plan.settings.resolution),
         shards=tuple(_in_order(records)),
         labels=_counts_of_labels(records),
+        images=_counts_of_images(records),
         kinds=_counts_of_kinds(records),
         seed=plan.settings.seed,
         contamination=contamination,
@@ -156,6 +157,13 @@ def _counts_of_labels(records: list[UnitRecord]) -> dict[Split, dict[Label, int]
     total: dict[Split, Counter[Label]] = {}
     for record in records:
         total.setdefault(record.split, Counter()).update(record.labels)
+    return {split: dict(sorted(count.items())) for split, count in total.items() if count}
+
+
+def _counts_of_images(records: list[UnitRecord]) -> dict[Split, dict[Label, int]]:
+    total: dict[Split, Counter[Label]] = {}
+    for record in records:
+        total.setdefault(record.split, Counter()).update(row.label for row in record.images)
     return {split: dict(sorted(count.items())) for split, count in total.items() if count}
 
 

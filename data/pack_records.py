@@ -41,6 +41,7 @@ class PackedImage(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
+    label: Label
     group: str
     bits: int | None
     """Perceptual hash; None for a flat image."""

@@ -273,6 +273,10 @@ def test_training_is_refused_where_calibration_would_fail(
         check_dataset(config, index)
     enough = index.model_copy(update={"labels": {"validation": {"normal": 99, "abnormal": 9}}})
     check_dataset(config, enough)
+    # A hundred tiles may be of one image, and calibration puts them together.
+    tiled = enough.model_copy(update={"mode": "tiles", "images": {"validation": labels}})
+    with pytest.raises(UserError, match=told):
+        check_dataset(config, tiled)
     abnormal = [one for one in index.shards if one.split != "train-normal"]
     with pytest.raises(UserError, match=r"no image in train-normal; .*pack\.normal_kinds"):
         check_dataset(config, enough.model_copy(update={"shards": tuple(abnormal)}))

@@ -157,6 +157,7 @@ def test_tiles_keep_native_pixels_their_place_and_their_parent(tmp_path) -> None
         assert tile.label == "abnormal"
         assert sample.label == ("abnormal" if (y, x) == (0, 0) else "normal")
     assert index.labels == {"test": {"abnormal": 1, "normal": 5}}
+    assert index.images == {"test": {"abnormal": 1}}
 
 
 def test_tiles_of_one_image_stay_together_and_shards_are_bounded(tmp_path) -> None:
