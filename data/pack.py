@@ -13,7 +13,7 @@ from data.duplicates import perceptual_hash
 from data.errors import DataError, StoreError
 from data.intensity import standardised
 from data.intensity_fit import fitted
-from data.item import Item, Picture
+from data.item import Item, Picture, as_utf8
 from data.pack_finish import common_channels, finish
 from data.pack_records import (
     BadImage,
@@ -226,15 +226,14 @@ def pack_unit(unit: Unit, store: Store, settings: PackSettings, plan: str) -> Un
         except StoreError:
             raise
         except DataError as error:
-            bad_image = BadImage(
-                source=item.source, key=item.key, split=unit.split, reason=str(error)
-            )
-            bad.append(bad_image)
+            # It may name a file, as `source` does.
+            reason = as_utf8(str(error))
+            row = BadImage(source=item.source, key=item.key, split=unit.split, reason=reason)
+            bad.append(row)
             continue
         shards.add(samples, contaminates=contaminates)
         bits = perceptual_hash(picture[0])
-        row = PackedImage(key=item.key, label=item.label, group=item.group, bits=bits)
-        images.append(row)
+        images.append(PackedImage(key=item.key, label=item.label, group=item.group, bits=bits))
         channels.setdefault(picture[0].shape[2], item.key)
     shards.close()
     record = UnitRecord(

@@ -170,6 +170,8 @@ def _locations(store: Store, url: str, rows: list[_Row], column: str) -> list[Lo
 
 
 def _location(store: Store, value: str) -> Location:
+    if "\0" in value:
+        raise DataError(f"{value!r} holds a NUL, which no name can; correct the table")
     if value.rpartition("/")[2] in ("", ".", ".."):
         raise DataError(f"{value!r} is a folder; give the file")
     if "://" not in value and not value.startswith("/"):

@@ -94,6 +94,8 @@ def test_columns_may_have_other_names_and_kinds_give_labels(tmp_path: Path) -> N
         ("image,label\na.png,normal\nb.png\n", r"row 2 has 1 values, the header 2"),
         ("image\na.png\nb.png\n./a.png\n", r"rows 1 and 3 have the same image"),
         ("image\n../a.png\n", r"row 1: image: .* goes up with `..`"),
+        ("image\na\0.png\n", r"row 1: image: 'a.x00\.png' holds a NUL"),
+        ("image\n/x\0/a.png\n", r"row 1: image: .* holds a NUL"),
         ("image\nhttp://x/a.png\n", r"row 1: image: .* is not supported"),
         ("image,label,split\na.png,abnormal,train-normal\n", r"abnormal cannot be in train-normal"),
         ("image,split\na.png,train-abnormal\n", r"unlabelled cannot be in train-abnormal"),

@@ -308,6 +308,17 @@ def test_names_that_are_no_utf8_are_packed(source: Path, tmp_path: Path) -> None
     assert kinds["ri\\udcdf"]
 
 
+def test_reasons_that_name_a_file_may_name_one_that_is_no_utf8(
+    source: Path, tmp_path: Path
+) -> None:
+    (source / "good/broken.png").unlink()
+    os.symlink(b"nowhere", os.fsencode(source) + b"/good/pr\xfcf.png")
+    dest = tmp_path / "out"
+    assert main(_words(source, dest, data__max_bad_fraction=0.02)) == 0
+    (row,) = map(json.loads, (dest / "quarantine.jsonl").read_text().splitlines())
+    assert "/good/pr\\udcfcf.png failed: no such object" in row["reason"]
+
+
 def test_images_repaired_under_their_names_are_read_anew(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
