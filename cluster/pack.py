@@ -244,6 +244,7 @@ def pack_on_ray(
 
     Raises:
         DataError: If the store refuses.
+        UserError: If a unit's worker is killed each time.
     """
     options: dict[str, Any] = {
         "num_cpus": cpus_per_unit,
@@ -252,7 +253,7 @@ def pack_on_ray(
     }
     remote: Any = ray.remote(**options)(_pack_one)
     waiting = deque(units)
-    running: list[Any] = []
+    running: dict[Any, Unit] = {}
     with ray_session(cpus_per_unit):
         try:
             while waiting or running:
@@ -260,9 +261,9 @@ def pack_on_ray(
                 room = 2 * _num_slots(cpus_per_unit) - len(running)
                 for _ in range(min(room, len(waiting))):
                     unit = waiting.popleft()
-                    running.append(remote.remote(unit, store, plan.settings, plan.digest))
-                done, running = ray.wait(running, num_returns=1)
-                yield _result(done[0])
+                    running[remote.remote(unit, store, plan.settings, plan.digest)] = unit
+                (done,), _ = ray.wait([*running], num_returns=1)
+                yield _result(done, running.pop(done))
         finally:
             for task in running:
                 ray.cancel(task)
@@ -272,12 +273,24 @@ def _num_slots(cpus_per_unit: float) -> int:
     return max(1, int(ray.cluster_resources().get("CPU", 1.0) // cpus_per_unit))
 
 
-def _result(task: Any) -> UnitRecord:
+def _result(task: Any, unit: Unit) -> UnitRecord:
+    """What became of a unit.
+
+    Raises:
+        UserError: If its worker was killed each time.
+    """
     try:
         record: UnitRecord = ray.get(task)
     except ray.exceptions.RayTaskError as error:
         # Its cause is the error a person can act on.
         raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise UserError(
+            f"the process that packed {unit.items[0].source} to {unit.items[-1].source} was killed "
+            f"each time ({str(error).splitlines()[0]}); if memory is short, raise "
+            "cluster.cpus_per_worker, so that fewer units are packed at once, or take out of the "
+            "source what it cannot bear, and run the same command again"
+        ) from error
     return record
 
 

@@ -10,7 +10,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from cluster.errors import UserError
 from cluster.pack import pack_on_ray
 from cluster.ray_session import ray_session
 from data.item import Item, Picture
@@ -32,7 +34,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 def _read(number: int, deadly: str) -> Picture:
     if number == 5 and deadly and not Path(deadly).exists():
-        Path(deadly).touch()
+        if Path(deadly).parent.exists():
+            Path(deadly).touch()
         os.kill(os.getpid(), signal.SIGKILL)
     rng = np.random.default_rng(number)
     return rng.integers(0, 256, (20, 26, 1), dtype=np.uint8), None
@@ -81,6 +84,22 @@ def test_workers_and_their_deaths_change_no_byte(tmp_path: Path) -> None:
     assert {k: v for k, v in _contents(tmp_path / "deaths").items() if k in same} == {
         name: expected[name] for name in same
     }
+
+
+def test_an_image_that_kills_its_workers_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.pack._MAX_RETRIES", 0)
+    # Where no file can be left behind it happens each time.
+    plan = _plan(str(tmp_path / "none/deadly"))
+    store = Store(str(tmp_path / "out"))
+    open_plan(store, plan)
+    (unit,) = [unit for unit in plan.units if "i5" in {item.key for item in unit.items}]
+    with pytest.raises(UserError) as told:
+        list(pack_on_ray(plan, store, [unit]))
+    assert f"packed {unit.items[0].source} to {unit.items[-1].source} was killed" in str(told.value)
+    assert "cluster.cpus_per_worker" in str(told.value)
+    assert "\n" not in str(told.value)
 
 
 def test_killed_driver_continues_and_gives_the_same_bytes(tmp_path: Path) -> None:
