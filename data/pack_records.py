@@ -142,10 +142,10 @@ def check_free(store: Store, plan: Plan) -> None:
 
 def packed_index(store: Store, plan: Plan) -> DatasetIndex | None:
     """Return the index if just this plan is packed in `store`, with every shard in its place."""
-    if _digest_in(store) != plan.digest or not store.exists(INDEX_NAME):
+    if _digest_in(store) != plan.digest:
         return None
-    index = load_index(store)
-    return index if _is_whole(store, index) else None
+    index = _index_in(store)
+    return index if index and _is_whole(store, index) else None
 
 
 def pending(plan: Plan, finished: Iterable[str]) -> list[Unit]:

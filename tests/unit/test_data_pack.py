@@ -162,7 +162,7 @@ def test_units_that_others_wrote_elsewhere_are_told(tmp_path) -> None:
         finish(store, plan, max_bad_fraction=0.0)
 
 
-def test_finished_plan_is_left_alone_unless_a_shard_is_gone_or_cut_off(tmp_path) -> None:
+def test_finished_plan_is_left_alone_unless_a_file_is_gone_or_cut_off(tmp_path) -> None:
     store = Store(str(tmp_path))
     _pack(SAMPLES, store)
     before = _contents(store)
@@ -171,9 +171,10 @@ def test_finished_plan_is_left_alone_unless_a_shard_is_gone_or_cut_off(tmp_path)
     _pack(SAMPLES, store)
     assert (tmp_path / INDEX_NAME).stat().st_mtime_ns == stamp
     for damage in (lambda p: p.unlink(), lambda p: p.write_bytes(p.read_bytes()[:-512])):
-        damage(tmp_path / "test/8/00000-000.tar")
-        _pack(SAMPLES, store)
-        assert _contents(store) == before
+        for name in ("test/8/00000-000.tar", INDEX_NAME):
+            damage(tmp_path / name)
+            _pack(SAMPLES, store)
+            assert _contents(store) == before
 
 
 def test_records_of_another_plan_are_dropped(tmp_path) -> None:
