@@ -104,7 +104,7 @@ class Inspected:
         split: Split of the data set; empty for a folder.
         sha256: Digest of what says which inputs there are.
         units: All units of work.
-        ignored: Files of a folder that are no images by their names.
+        ignored: Files of a folder that are hidden or no images by their names.
         unit_images: Images of a folder in one unit; None for a data set, whose shards are units.
         tile_overlap: Least overlap of the tiles of an image, pixels; 0 for whole images.
     """

@@ -77,8 +77,8 @@ def inspect_dataset(config: Config) -> int:
         inspect_split(config, calibration)
     manifest = read_manifest(inspection_store(config))
     print(f"{manifest['images']} images scored, {manifest['failed']} inputs failed")
-    if manifest["files_ignored"]:
-        print(f"{manifest['files_ignored']} files are no images by their names: not looked at")
+    if ignored := manifest["files_ignored"]:
+        print(f"{ignored} files are hidden or no images by their names: not looked at")
     if manifest["units_left"]:
         print(f"{manifest['units_left']} units are left; run again without inspect.limit")
     print(f"decision: {describe(calibration)}")

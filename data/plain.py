@@ -29,7 +29,7 @@ def plain_units(
         unit_images: images of a unit.
 
     Returns:
-        The units, and the names of the files that are no images by their names.
+        The units, and the names of the files that are hidden or no images by their names.
 
     Raises:
         DataError: if there is no image.

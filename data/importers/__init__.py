@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from data.dataset import INDEX_NAME
 from data.errors import DataError
 from data.importers import caltech256, folders, ir_mnist, mnist, mvtec, table, webdataset
-from data.importers.files import is_image
+from data.importers.files import is_hidden, is_image
 from data.importers.mnist import contaminants_for, mnist_subset
 from data.item import ImportOptions, Item
 from data.store import Store
@@ -93,10 +93,10 @@ def _with_kinds(found: list[Item], options: ImportOptions, source: str) -> list[
 
 
 def _tell_of_others(names: Sequence[str], source: str) -> None:
-    """Say how many files are left out because their names are not those of images."""
+    """Say how many files are left out: of other names than images have, or hidden."""
     if names:
         _log.warning(
-            "%d files of %s are no images by their names, such as %s: left out",
+            "%d files of %s are hidden or no images by their names, such as %s: left out",
             len(names),
             source,
             names[0],
@@ -109,7 +109,8 @@ def _detect(store: Store, names: Sequence[str], options: ImportOptions) -> str:
     Raises:
         DataError: if they show none, telling what was looked for, or shards beside another.
     """
-    shards = [name for name in names if name.endswith((".tar", ".tar.gz", ".tgz"))]
+    endings = (".tar", ".tar.gz", ".tgz")
+    shards = [name for name in names if name.endswith(endings) and not is_hidden(name)]
     layout = _layout(names, options)
     if shards and layout and INDEX_NAME not in names:
         raise DataError(

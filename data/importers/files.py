@@ -18,13 +18,20 @@ KINDS: dict[Label, str] = {"normal": "good", "abnormal": "defect", "unlabelled":
 """Kinds of images of which only the label is told."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"})
 
+_KEPT_BY_SYSTEMS = {"@eaDir", "#recycle", "lost+found"}
+
 Location = tuple[Store, str]
 """An object: its store, and its path within it."""
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file's name says that it is an image."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    """Return whether a file's name says that it is an image, and nothing that a system keeps."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or a folder it lies in is hidden, or what a NAS or disk keeps."""
+    return any(part.startswith(".") or part in _KEPT_BY_SYSTEMS for part in name.split("/"))
 
 
 def stem_of(path: str) -> str:

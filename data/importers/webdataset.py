@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from data.dataset import INDEX_NAME, load_index
 from data.errors import DataError
 from data.formats import read_mask, read_picture
-from data.importers.files import IMAGE_SUFFIXES, KINDS, LABELS, split_named
+from data.importers.files import IMAGE_SUFFIXES, KINDS, LABELS, is_hidden, split_named
 from data.importers.tar_headers import Member, TarFile, members
 from data.item import ImportOptions, Item, Picture, key_of, unique_keys
 from data.sample import Label
@@ -52,7 +52,8 @@ def items(
     Raises:
         DataError: if there are no shards, one is hostile, or a json names an unknown split.
     """
-    found = list(store.list() if names is None else names)
+    listed = store.list() if names is None else names
+    found = [name for name in listed if not is_hidden(name)]
     shards = _shards(store, found)
     result = [item for path in shards for item in _shard_items(store, path, options)]
     if not result:

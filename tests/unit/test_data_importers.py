@@ -116,6 +116,17 @@ def test_files_left_out_for_their_names_are_counted(
     assert "such as dent/2.jp2: left out" in caplog.text
 
 
+def test_what_is_hidden_or_kept_by_a_nas_is_no_image(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = [".Trash/9.png", "good/@eaDir/1.png/thumb.jpg", "#recycle/9.png", "good/._1.png"]
+    store = written(tmp_path, "good/1.png", "dent/1.png", "images/.cache/9.png", *names)
+    store.write_bytes("._shards.tar", b"")
+    items = import_items(store.uri, "auto", PLAIN)
+    assert [item.source for item in items] == [store.url("dent/1.png"), store.url("good/1.png")]
+    assert "6 files of" in caplog.text
+
+
 def test_images_with_one_stem_get_keys_of_their_own(tmp_path: Path) -> None:
     store = written(tmp_path, "good/1.png", "good/1.bmp", "good/Teil 1 ä.png")
     items = folders.items(store, PLAIN)

@@ -54,6 +54,7 @@ def test_samples_of_all_kinds_become_items(tmp_path: Path) -> None:
         writer.write({"__key__": "y", "png": grey(2), "cls": b"3"})
         writer.write({"__key__": "z", "png": grey(3), "json": b'{"label": "cat"}'})
     store.write_bytes("01.tar", tar(("x.png", grey(4)), ("./sub/x.png", grey(5))))
+    store.write_bytes("@eaDir/01.tar", tar(("w.png", grey(6))))
     items = import_items(store.uri, "auto", PLAIN)
     assert [(i.label, i.kind, i.split) for i in items] == [
         ("abnormal", "dent", "train-abnormal"),

@@ -46,6 +46,12 @@ def test_every_image_is_in_one_unit_and_other_files_are_told(folder: Path) -> No
     sources = [item.source for unit in units for item in unit.items]
     assert len(set(sources)) == 11
     assert others == ["shift.txt"]
+    hidden = [".trash/part-1.png", "line-0/._part-2.png", "line-1/@eaDir/part-1.png/thumb.jpg"]
+    for name in hidden:
+        Store(str(folder)).write_bytes(name, encode_png(_image(0)))
+    again, others = plain_units(Store(str(folder)), WHOLE, unit_images=4)
+    assert [item.source for unit in again for item in unit.items] == sources
+    assert others == [*hidden, "shift.txt"]
 
 
 def test_units_do_not_depend_on_where_the_folder_lies(folder: Path, tmp_path: Path) -> None:

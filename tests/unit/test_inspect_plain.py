@@ -60,7 +60,7 @@ def test_every_image_of_a_folder_is_scored_or_failed(
     assert inspect_dataset(config) == 0
     told = capsys.readouterr().out
     assert "7 images scored, 1 inputs failed" in told
-    assert "1 files are no images by their names" in told
+    assert "1 files are hidden or no images by their names" in told
     out = inspection_store(config)
     table = read_scores(out)
     assert sorted(table["source"]) == [str(tmp_path / f"in/part-{n}.png") for n in range(7)]
