@@ -67,14 +67,17 @@ def file_item(
     group: str | None = None,
     split: Split | None = None,
 ) -> Item:
-    """Return the item of an image file; without a group it is its own."""
+    """Return the item of an image file; without a group it is its own.
+
+    A bucket may list names that its store refuses, such as `/x.png`: then reading fails, no more.
+    """
     return Item(
         key=key,
         read=partial(read_files, image, mask, options),
         label=label,
         kind=kind,
         group=group or stem_of(image[1]),
-        source=image[0].url(image[1]),
+        source=f"{image[0].uri.rstrip('/')}/{image[1]}",
         split=split,
     )
 

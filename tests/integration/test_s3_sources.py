@@ -4,9 +4,11 @@ No Ray is started: the images are few.
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 import safetensors.torch
 import torch
@@ -14,6 +16,9 @@ import torch
 from cluster.cli import main
 from cluster.errors import UserError
 from cluster.feature_weights import load_feature_weights
+from data.dataset import load_index
+from data.plain import plain_units, read_plain
+from data.preparation import Preparation
 from data.shards import read_shard
 from data.store import Store
 from tests.jobs import flags
@@ -57,6 +62,26 @@ def test_images_of_a_bucket_make_the_samples_that_local_ones_make(
     expected = _samples(Store(str(tmp_path / "packed")), raw)
     assert {image[3] for image in expected} == {f"/{name}" for name in raw.list()}
     assert _samples(bucket.child("packed"), bucket.child("raw")) == expected
+
+
+def test_a_key_that_cannot_be_read_is_one_bad_image(bucket: Store) -> None:
+    for number in range(8):
+        bucket.write_bytes(f"raw/{'good' if number % 2 else 'dent'}/{number}.png", image_file(0))
+    client = boto3.client("s3")
+    for key in ("factory/raw//x.png", "factory/raw/good/../y.png"):
+        client.put_object(Bucket=BUCKET, Key=key, Body=image_file(1))
+    words = flags({"networks.resolution": SIDE, "data.max_bad_fraction": 0.2})
+    assert main(["pack", bucket.url("raw"), bucket.url("packed"), *words]) == 0
+    (row,) = map(json.loads, bucket.read_bytes("packed/quarantine.jsonl").splitlines())
+    assert row["source"] == f"{bucket.uri}/raw//x.png"
+    assert "leaves the store" in row["reason"]
+    assert load_index(bucket.child("packed")).num_quarantined == 1
+    whole = Preparation(resolution=SIDE, channels=1)
+    (unit,), others = plain_units(bucket.child("raw"), whole, unit_images=20)
+    assert others == ["good/../y.png"]
+    contents = read_plain(unit, whole)
+    assert len(contents.samples) == 8
+    assert [damage.source for damage in contents.damage] == [f"{bucket.uri}/raw//x.png"]
 
 
 def test_a_bucket_without_images_is_told(bucket: Store, capsys: pytest.CaptureFixture[str]) -> None:
