@@ -11,11 +11,12 @@ from cluster.errors import UserError
 from cluster.inspection_files import unit_name
 from cluster.model_store import CARD, ModelCard
 from data.dataset import INDEX_NAME, DatasetIndex, ShardInfo, load_index
+from data.errors import DataError, StoreError
 from data.patience import PatientStore
 from data.plain import plain_units, read_plain
 from data.plan import Unit
 from data.preparation import Preparation
-from data.shards import ShardContents, read_shard
+from data.shards import Damage, ShardContents, read_shard
 from data.store import Store
 
 
@@ -62,9 +63,16 @@ class ShardInputs:
 
     def read(self) -> ShardContents:
         """See `Inputs`."""
-        missing = not self.dataset.exists(self.shard.path)
-        # An absent shard reads as an empty one: each of its samples is accounted for as lost.
-        payload = b"" if missing else self.dataset.read_bytes(self.shard.path)
+        path = self.shard.path
+        try:
+            # An absent shard reads as an empty one: each of its samples is accounted for as lost.
+            payload = self.dataset.read_bytes(path) if self.dataset.exists(path) else b""
+        except StoreError:
+            raise
+        # A disk that is broken there, or a file that nobody may read, takes no other shard along.
+        except DataError as error:
+            lost = [Damage(f"{path}#{n}", str(error)) for n in range(self.shard.samples)]
+            return ShardContents([], lost, checksum_ok=False)
         return read_shard(payload, self.shard)
 
 
