@@ -91,7 +91,8 @@ def _decode(payload: bytes, *, lossless: bool = False) -> Raw:
     try:
         decode = _decode_16_bit if header.bits == 16 else _decode_8_bit
         pixels = decode(payload, header)
-    except DataError:
+    # A lack of memory says nothing about the image; its size was checked.
+    except (DataError, MemoryError):
         raise
     # Damaged bytes make the parsers raise almost anything.
     except Exception as error:

@@ -155,3 +155,12 @@ def test_masks_are_any_colour_but_black() -> None:
         read_mask(saved(Image.fromarray(marks), "PNG"), (7, 5))
     with pytest.raises(DataError, match="JPEG cannot be a mask"):
         read_mask(saved(Image.fromarray(marks), "JPEG"), (5, 7))
+
+
+def test_a_lack_of_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "convert", full)
+    with pytest.raises(MemoryError):
+        read_picture(saved(PALETTE, "PNG"), PLAIN)
