@@ -45,6 +45,18 @@ CONTAMINATION = 0.2
 RAY_PAYS_S = 20.0
 """Work left, on one core, from which on starting Ray (about 8 s) is paid back by two cores."""
 _MAX_RETRIES = 3
+_OF_OWN_IMAGES = (
+    "format",
+    "channels",
+    "black_level",
+    "white_level",
+    "normal_kinds",
+    "num_inliers",
+    "labelled_fraction",
+    "train_fraction",
+    "validation_fraction",
+)
+"""What a built-in set would ignore."""
 
 
 def pack_dataset(config: Config) -> int:
@@ -177,6 +189,8 @@ def _items(config: Config) -> tuple[list[Item], float | None]:
     """Return the images with their splits, and the contamination of a built-in set."""
     chosen, seed = config.pack, config.run.seed
     share = CONTAMINATION if chosen.contamination is None else chosen.contamination
+    if chosen.source in BUILT_IN:
+        _check_built_in(config)
     if chosen.source == DIGITS:
         return mnist_subset(seed, contamination=share), share
     if chosen.source == SURFACES:
@@ -197,6 +211,21 @@ def _items(config: Config) -> tuple[list[Item], float | None]:
     # Rounding must not make the rest negative.
     train, validation, test = fractions
     return assign_splits(found, seed, (train, validation, max(test, 0.0))), None
+
+
+def _check_built_in(config: Config) -> None:
+    """Refuse settings that a built-in set would ignore.
+
+    Raises:
+        UserError: If one is given.
+    """
+    for name in _OF_OWN_IMAGES:
+        value = getattr(config.pack, name)
+        if value != type(config.pack).model_fields[name].default:
+            raise UserError(
+                f"pack.{name}={value} tells of images of your own, and "
+                f"pack.source={config.pack.source} is a built-in set; leave one out"
+            )
 
 
 def _of_format(config: Config) -> dict[str, Any]:

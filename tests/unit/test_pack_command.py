@@ -129,6 +129,19 @@ def test_mistakes_are_told_before_an_image_is_read(
     assert not dest.exists()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("channels", 3), ("format", "folders"), ("normal_kinds", "[ok]"), ("train_fraction", 0.5)],
+)
+def test_built_in_sets_refuse_what_they_would_ignore(
+    tmp_path: Path, field: str, value: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = _words(Path("digits"), tmp_path / "out", **{f"pack__{field}": value})
+    assert main(words) == 2
+    assert f"pack.{field}=" in (told := capsys.readouterr().err)
+    assert "pack.source=digits is a built-in set" in told
+
+
 def test_missing_source_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(_words(tmp_path / "nowhere", tmp_path / "out")) == 2
     assert "nowhere" in capsys.readouterr().err
