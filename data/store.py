@@ -148,6 +148,9 @@ class Store:
     def sizes(self) -> dict[str, int]:
         """Return the sizes of all objects at any depth by their names, bytes."""
         with self._reaching("listing", "") as (filesystem, location):
+            if self.is_local:
+                paths = {name: Path(location, name) for name in self.list()}
+                return {name: path.stat().st_size for name, path in paths.items() if path.exists()}
             found = filesystem.find(location, detail=True)
         return {
             str(name).removeprefix(location).lstrip("/"): int(row["size"])

@@ -143,7 +143,10 @@ def test_sizes_by_name(tmp_path) -> None:
     assert store.sizes() == {}
     store.write_bytes("a/one.png", b"1")
     store.write_bytes("two.png", b"22")
-    assert store.sizes() == {"a/one.png": 1, "two.png": 2}
+    Store(str(tmp_path / "elsewhere")).write_bytes("three.png", b"333")
+    (tmp_path / "set/b").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "set/gone.png").symlink_to(tmp_path / "nowhere")
+    assert store.sizes() == {"a/one.png": 1, "b/three.png": 3, "two.png": 2}
 
 
 @pytest.mark.parametrize(
