@@ -36,7 +36,8 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
             list is written and the units concerned are packed again by the next run.
 
     Raises:
-        DataError: if too many images are bad, none is left or normal, or their channels differ.
+        DataError: if too many images are bad, none is left or normal, their channels differ, or a
+            shard is gone.
     """
     by_name = load_records(store, plan)
     if missing := [unit.name for unit in plan.units if unit.name not in by_name]:
@@ -75,6 +76,7 @@ def finish(store: Store, plan: Plan, *, max_bad_fraction: float) -> DatasetIndex
         intensity_reference=plan.settings.intensity_reference,
         num_quarantined=sum(len(record.bad) for record in records),
     )
+    _check_shards(store, records)
     save_index(store, index)
     sweep(store, index)
     return index
@@ -103,6 +105,27 @@ def _check_complete(plan: Plan, records: list[UnitRecord]) -> None:
     for unit, record in zip(plan.units, records, strict=True):
         told = [row.key for row in record.images] + [row.key for row in record.bad]
         assert sorted(told) == sorted(item.key for item in unit.items), record.name
+
+
+def _check_shards(store: Store, records: list[UnitRecord]) -> None:
+    """Refuse shards that are gone or cut off since they were written; their units are left over.
+
+    Raises:
+        DataError: if there are any.
+    """
+    sizes = store.sizes()
+    lost = {
+        shard.path: record.name
+        for record in records
+        for shard in record.shards
+        if sizes.get(shard.path) != shard.bytes
+    }
+    if lost:
+        drop_records(store, lost.values())
+        raise DataError(
+            f"{len(lost)} of the shards written are no longer whole in {store.uri}, such as "
+            f"{min(lost)}; run the same command again, which packs only the images of these anew"
+        )
 
 
 def _check_bad(

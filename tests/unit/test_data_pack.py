@@ -162,6 +162,22 @@ def test_units_that_others_wrote_elsewhere_are_told(tmp_path) -> None:
         finish(store, plan, max_bad_fraction=0.0)
 
 
+def test_a_shard_that_is_gone_before_the_end_is_packed_again(tmp_path) -> None:
+    store, fresh = Store(str(tmp_path / "a")), Store(str(tmp_path / "b"))
+    plan = _plan([as_item(sample) for sample in SAMPLES])
+    _run(store, plan, limit=len(plan.units))
+    store.delete("test/8/00001-000.tar")
+    store.write_bytes("train-normal/4/00000-000.tar", b"cut off")
+    with pytest.raises(DataError, match=r"2 of the shards .*test/8/00001-000\.tar; run the same"):
+        finish(store, plan, max_bad_fraction=0.0)
+    assert not store.exists(INDEX_NAME)
+    left = {unit.name for unit in pending(plan, load_records(store, plan))}
+    assert left == {"test-00001", "train-normal-00000"}
+    _run(store, plan)
+    _run(fresh, plan)
+    assert _contents(store) == _contents(fresh)
+
+
 def test_finished_plan_is_left_alone_unless_a_file_is_gone_or_cut_off(tmp_path) -> None:
     store = Store(str(tmp_path))
     _pack(SAMPLES, store)
