@@ -220,12 +220,20 @@ def _files_below(folder: str) -> Iterator[str]:
     Raises:
         OSError: where a folder cannot be listed; one that is not there holds nothing.
     """
-    yield from _walk(folder, [os.path.realpath(folder)], set())
+    yield from _walk(folder, [os.path.realpath(folder)], set(), set())
 
 
-def _walk(folder: str, roots: list[str], entered: set[str]) -> Iterator[str]:
-    """Yield the files below a folder, without those below the roots that links lead to."""
-    entered.add(os.path.realpath(folder))
+def _walk(folder: str, roots: list[str], entered: set[str], linked: set[str]) -> Iterator[str]:
+    """Yield the files below a folder, without those below the roots that links lead to.
+
+    Args:
+        folder: where to look.
+        roots: folders that are listed wholly; those that links lead to are added.
+        entered: folders listed so far, none of which is a link.
+        linked: files that links led to so far.
+    """
+    here = os.path.realpath(folder)
+    entered.add(here)
     try:
         with os.scandir(folder) as listed:
             # What a link leads to may lie beside it.
@@ -236,18 +244,22 @@ def _walk(folder: str, roots: list[str], entered: set[str]) -> Iterator[str]:
         # Every disk has it at its root, and only root may look inside.
         if entry.name == "lost+found":
             continue
-        is_folder, real = _is_folder(entry), entry.path
-        if is_folder or entry.is_symlink():
+        is_folder, real = _is_folder(entry), os.path.join(here, entry.name)
+        if entry.is_symlink():
             real = os.path.realpath(entry.path)
+        if real in linked:
+            continue
         if entry.is_symlink() and os.path.exists(real):
             if any(f"{real}/".startswith(f"{root.rstrip('/')}/") for root in roots):
                 continue
             if is_folder:
                 roots.append(real)
+            else:
+                linked.add(real)
         if not is_folder:
             yield entry.path
         elif real not in entered:
-            yield from _walk(entry.path, roots, entered)
+            yield from _walk(entry.path, roots, entered, linked)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -131,11 +131,13 @@ def test_no_file_is_listed_twice_because_of_links(tmp_path) -> None:
     (tmp_path / "set/dent").symlink_to(tmp_path / "elsewhere/lot")
     (tmp_path / "elsewhere/lot/c").symlink_to(tmp_path / "elsewhere/lot/a")
     (tmp_path / "set/good/again.png").symlink_to("a.png")
-    (tmp_path / "set/good/single.png").symlink_to(tmp_path / "elsewhere/single.png")
+    for name in ("good/single.png", "good/twin.png", "other.png"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "elsewhere/single.png")
     (tmp_path / "set/whole").symlink_to(tmp_path)
     listed = store.list()
     assert listed[:3] == ["dent/a/b.png", "good/a.png", "good/single.png"]
     assert not [name for name in listed if name.startswith("whole/set/")]
+    assert [name for name in listed if Path(store.url(name)).read_bytes() == b"3"] == [listed[2]]
 
 
 def test_sizes_by_name(tmp_path) -> None:
