@@ -3,10 +3,12 @@
 The cache folder is shared by all processes of a machine. A shard's file is named by its sha256 and
 appears whole, by a rename, after its digest was checked; it is checked once more by each process
 that finds it there. A lock file lets one process fetch a shard while the others wait for it. When
-the folder is full, the files used longest ago go first; whoever has one open reads on undisturbed.
+the folder or its disk is full, the files used longest ago go first; whoever has one open reads on
+undisturbed.
 Files of other names are left alone.
 """
 
+import errno
 import fcntl
 import functools
 import hashlib
@@ -30,6 +32,7 @@ _HASH_BYTES = 2**20
 _NAME_CHARACTERS = 64
 _UNFINISHED = ".blemish-"
 _SAME_OUTAGE_S = 5.0
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ShardCache:
@@ -136,7 +139,13 @@ class ShardCache:
             # Whoever wrote these held the lock, so they belong to a process that is gone.
             for orphan in self._folder.glob(f"{_UNFINISHED}{bucket}-*.part"):
                 orphan.unlink(missing_ok=True)
-            return self._download(target, shard)
+            while True:
+                try:
+                    return self._download(target, shard)
+                except OSError as error:
+                    # Others fill the disk, too.
+                    if error.errno not in _NO_SPACE or not self._give_up(shard.bytes):
+                        raise
 
     def _download(self, target: Path, shard: ShardInfo) -> BinaryIO:
         assert self._folder
@@ -186,6 +195,26 @@ class ShardCache:
 
     def _make_room(self, incoming_bytes: int) -> None:
         """Delete the files used longest ago until `incoming_bytes` more fit."""
+        used = sum(size for _, size, _ in self._kept())
+        self._delete_oldest(used + incoming_bytes - self.limit_bytes)
+
+    def _give_up(self, num_bytes: int) -> bool:
+        """Delete the files used longest ago, `num_bytes` of them; returns whether there was one."""
+        assert self._folder
+        with _locked(self._folder / "room.lock"):
+            return self._delete_oldest(num_bytes)
+
+    def _delete_oldest(self, num_bytes: int) -> bool:
+        freed = 0
+        for _, size, path in self._kept():
+            if freed >= num_bytes:
+                break
+            path.unlink(missing_ok=True)
+            freed += size
+        return freed > 0
+
+    def _kept(self) -> list[tuple[int, int, Path]]:
+        """When each file was last used, its size and its place; the one used longest ago first."""
         assert self._folder
         kept = []
         for path in self._folder.glob(f"{'[0-9a-f]' * _NAME_CHARACTERS}.tar"):
@@ -194,12 +223,7 @@ class ShardCache:
             except FileNotFoundError:
                 continue
             kept.append((facts.st_mtime_ns, facts.st_size, path))
-        used = sum(size for _, size, _ in kept)
-        for _, size, path in sorted(kept):
-            if used + incoming_bytes <= self.limit_bytes:
-                return
-            path.unlink(missing_ok=True)
-            used -= size
+        return sorted(kept)
 
 
 _LOCKS: dict[Path, threading.Lock] = {}

@@ -274,25 +274,30 @@ def test_local_shards_are_read_in_place_and_checked_once(tmp_path, monkeypatch) 
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_disk_that_takes_a_part_of_a_write_is_told(remote, tmp_path, monkeypatch) -> None:
-    shard, write = _shard(Path(remote.uri), 1), os.write
+def test_a_full_disk_takes_older_shards_before_it_is_told(remote, tmp_path, monkeypatch) -> None:
+    shards, write = [_shard(Path(remote.uri), n) for n in range(3)], os.write
+    room, cache = 3500, _cache(remote, tmp_path)
 
-    class Full(io.FileIO):
-        """Keeps 1,500 bytes in all, as a disk does that is nearly full."""
+    class Disk(io.FileIO):
+        """Keeps a part of a write, as a disk does that is nearly full."""
 
         def write(self, payload) -> int:
-            room = 1500 - os.fstat(self.fileno()).st_size
-            if room <= 0:
+            left = room - sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
+            if left <= 0:
                 raise OSError(errno.ENOSPC, "No space left on device")
-            return write(self.fileno(), bytes(payload)[:room])
+            return write(self.fileno(), bytes(payload)[:left])
 
     def opened(handle: int, mode: str, buffering: int = -1):
-        raw = Full(handle, mode)
+        raw = Disk(handle, mode)
         return raw if buffering == 0 else io.BufferedWriter(raw)
 
     monkeypatch.setattr(shard_cache.os, "fdopen", opened)
-    with pytest.raises(DataError, match=r"No space left.*free space"):
-        _cache(remote, tmp_path).open(shard)
+    for shard in shards[:2]:
+        cache.open(shard).close()
+        assert _kept(tmp_path) == [f"{shard.sha256}.tar"]
+    room = 1500
+    with pytest.raises(StoreError, match=r"No space left.*free space"):
+        cache.open(shards[2])
     assert not _kept(tmp_path)
 
 
