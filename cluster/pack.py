@@ -115,20 +115,22 @@ def write_dataset(config: Config) -> DatasetIndex:
             f"them has changed under its name, delete {store.url(PLAN_NAME)} to begin anew",
             file=sys.stderr,
         )
+    seen = [*records.values()]
     with progress_bar("pack", total=plan.num_items, unit="image") as bar:
         bar.update(plan.num_items - left)
         packed = _pack(plan, store, todo, config.cluster.cpus_per_worker)
         for record in packed:
             bar.update(len(record.images) + len(record.bad))
-            records[record.name] = record
             # Images of another kind would make all the work left useless.
             try:
-                common_channels(records.values())
+                common_channels([*seen, record])
             except DataError:
                 # First the units under way, which would leave records of their own.
                 packed.close()
                 drop_records(store)
                 raise
+            # One stands for all that agree with it.
+            seen = [record] if record.channels else seen
     return finish(store, plan, max_bad_fraction=config.data.max_bad_fraction)
 
 

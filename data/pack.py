@@ -90,9 +90,12 @@ def pack(
     plan = fitted(plan, store)
     records = load_records(store, plan)
     done = sum(len(unit.items) for unit in plan.units if unit.name in records)
+    seen = [*records.values()]
     for unit in pending(plan, records):
-        records[unit.name] = pack_unit(unit, store, plan.settings, plan.digest)
-        common_channels(records.values())
+        record = pack_unit(unit, store, plan.settings, plan.digest)
+        common_channels([*seen, record])
+        # One stands for all that agree with it.
+        seen = [record] if record.channels else seen
         done += len(unit.items)
         if progress:
             progress(done, plan.num_items)
