@@ -11,7 +11,7 @@ class DataError(ValueError):
 
 
 class StoreError(DataError):
-    """A store or a disk refuses or fails in a way that says nothing about the data in it."""
+    """A store, a disk or a machine fails or refuses in a way that says nothing about the data."""
 
 
 class StoreUnavailableError(StoreError):
@@ -30,3 +30,11 @@ def disk_error(action: str, error: OSError) -> DataError:
     """
     lost = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EIO)
     return (LostDataError if lost else StoreError)(f"{action} failed: {error.strerror}")
+
+
+def memory_error(source: str) -> StoreError:
+    """Return what to raise where there is no memory left for an image."""
+    return StoreError(
+        f"there is not enough memory for {source}; raise cluster.cpus_per_worker, so that fewer "
+        "images are prepared at once, and run the same command again"
+    )

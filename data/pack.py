@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from data.dataset import DatasetIndex
 from data.duplicates import perceptual_hash
-from data.errors import DataError, StoreError
+from data.errors import DataError, StoreError, memory_error
 from data.intensity import standardised
 from data.intensity_fit import fitted
 from data.item import Item, Picture, as_utf8
@@ -228,6 +228,8 @@ def pack_unit(unit: Unit, store: Store, settings: PackSettings, plan: str) -> Un
         # That a store does not answer or refuses says nothing about the image.
         except StoreError:
             raise
+        except MemoryError as error:
+            raise memory_error(item.source) from error
         except DataError as error:
             # It may name a file, as `source` does.
             reason = as_utf8(str(error))

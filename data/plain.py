@@ -1,6 +1,6 @@
 """Images as they lie in a folder or bucket, or come one by one, inspected without being packed."""
 
-from data.errors import DataError, StoreError
+from data.errors import DataError, StoreError, memory_error
 from data.formats import read_picture
 from data.importers.files import file_item, is_image, keys_for
 from data.item import ImportOptions, Item, unique_keys
@@ -64,6 +64,8 @@ def read_plain(unit: Unit, preparation: Preparation) -> ShardContents:
             samples += cut_picture(item, item.read(), settings)
         except StoreError:
             raise
+        except MemoryError as error:
+            raise memory_error(item.source) from error
         except DataError as error:
             damage.append(Damage(item.key, str(error), item.source))
     return ShardContents(samples, damage, checksum_ok=True)

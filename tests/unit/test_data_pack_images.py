@@ -107,6 +107,12 @@ def test_store_that_fails_is_no_bad_image(tmp_path, failure: type[StoreError]) -
         _run(Store(str(tmp_path)), plan, max_bad_fraction=1.0)
 
 
+def test_a_lack_of_memory_is_told_with_the_image_and_is_no_bad_one(tmp_path) -> None:
+    plan = _plan(_items(5, i03=partial(_broken, MemoryError)))
+    with pytest.raises(StoreError, match=r"memory for bucket/i03\.png; .*cluster\.cpus_per_worker"):
+        _run(Store(str(tmp_path)), plan, max_bad_fraction=1.0)
+
+
 def test_mixed_channels_of_a_source_are_one_error(tmp_path) -> None:
     plan = _plan(_items(20, i07=partial(_noise, 7, 8, 8, 3)))
     with pytest.raises(

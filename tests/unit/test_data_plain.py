@@ -129,8 +129,10 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
         plain_units(Store(str(tmp_path)), WHOLE, unit_images=4)
 
 
-@pytest.mark.parametrize("failure", [StoreUnavailableError("silent"), StoreError("expired")])
-def test_a_store_that_fails_says_nothing_about_an_image(folder: Path, failure: StoreError) -> None:
+@pytest.mark.parametrize(
+    "failure", [StoreUnavailableError("silent"), StoreError("expired"), MemoryError()]
+)
+def test_a_store_that_fails_says_nothing_about_an_image(folder: Path, failure: Exception) -> None:
     units, _ = plain_units(Store(str(folder)), WHOLE, unit_images=100)
     with patch.object(Store, "read_bytes", side_effect=failure), pytest.raises(StoreError):
         read_plain(units[0], WHOLE)
