@@ -1,9 +1,10 @@
 """One score and one map out of several terms of evidence, measured by what normal images show.
 
 A term on its own scale cannot be added to another. Each is therefore centred and scaled by the
-validation normals; the score is the mean over the differences, plus what the logits say against the
-image, plus a share of the local contrast where it is asked for. Which statistic of the maps, which
-differences and which share, is chosen on validation images where some are known to be abnormal.
+validation normals; the score is the mean over the differences, plus what each logit says against
+the image, plus a share of the local contrast where it is asked for. Which statistic of the maps,
+which differences and which share, is chosen on validation images where some are known to be
+abnormal.
 
 A logit accuses and never acquits. D was told that defects which hide in the training set are real:
 that it finds an image real says nothing, so that a logit counts by its softplus. And its weight is
@@ -141,8 +142,7 @@ def _candidates(maps: Sequence[str]) -> list[Float]:
     contrasts = CONTRAST_WEIGHTS if is_contrast.any() else (0.0,)
     for statistic, residual, contrast in product(STATISTICS, RESIDUAL_WEIGHTS, contrasts):
         differing = np.where(np.array(maps) == RESIDUAL, residual, 1.0) * ~is_logit * ~is_contrast
-        weights = differing / max(differing.sum(), 1.0) + is_logit / is_logit.sum()
-        weights += contrast * is_contrast
+        weights = differing / max(differing.sum(), 1.0) + is_logit + contrast * is_contrast
         columns = [name.endswith(f"/{statistic}") for name in term_names(maps)]
         term_weights = np.zeros(len(columns))
         term_weights[columns] = weights

@@ -76,6 +76,17 @@ def test_the_statistic_that_tells_validation_images_apart_counts(telling: str) -
     assert _weight(fusion, f"{LOGIT}/{telling.partition('/')[2]}") == 1.0
 
 
+def test_each_head_that_judges_patches_counts_as_much_as_the_one_of_an_image() -> None:
+    names = term_names(map_names(2, 3))
+    draw = np.random.default_rng(0)
+    fusion = fit_fusion(map_names(2, 3), _images(draw.normal(size=(50, len(names)))), [])
+    weights = dict(zip(names, fusion.weight, strict=True))
+    assert {name: weight for name, weight in weights.items() if weight} == {
+        **dict.fromkeys(("residual/window", "feature-0/window", "feature-1/window"), 1 / 3),
+        **{f"{LOGIT}-{head}/window": 1.0 for head in range(3)},
+    }
+
+
 def test_a_logit_accuses_and_never_acquits() -> None:
     normal = _normals()
     fusion = fit_fusion(MAPS, _images(normal), [])
