@@ -132,7 +132,12 @@ def test_killed_node_is_replaced_and_no_input_is_lost(
     process = start_cli(words, env={"RAY_ADDRESS": nodes.address})
     try:
         _wait_for_units(out, 1)
-        busy = [host for host in hosts if runs(host, "Inspector.inspect")]
+        # One may be done with its first unit before the other begins.
+        for _ in range(600):
+            busy = [host for host in hosts if runs(host, "Inspector.inspect")]
+            if len(busy) == 2:
+                break
+            time.sleep(0.1)
         assert len(busy) == 2
         kill_node(busy[0])
         output, _ = process.communicate(timeout=500)
