@@ -23,6 +23,11 @@ SHARD_SAMPLES = 12
 NUM_SHARDS: dict[Split, int] = {"validation": 2, "test": 3}
 
 
+def contents(out: Store, *but: str) -> dict[str, bytes]:
+    """All files of a folder whose paths do not begin so."""
+    return {path: out.read_bytes(path) for path in out.list() if not path.startswith(but)}
+
+
 def calibrated(folder: Path, preparation: Preparation, **settings: Any) -> Config:
     """Pack, write a model with random weights and calibrate it; see `inspect_here`."""
     overrides = {

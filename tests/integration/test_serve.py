@@ -168,6 +168,17 @@ class Clients:
             thread.join(timeout=180)
             assert not thread.is_alive()
 
+    def go_on_and_stop(self) -> None:
+        """Stop when each client has four answers more, or one that ended it."""
+        before = [len(seen) for seen in self.statuses]
+        _wait_until(
+            lambda: all(
+                len(seen) > n + 3 or seen[-1] != 200
+                for seen, n in zip(self.statuses, before, strict=True)
+            )
+        )
+        self.stop.set()
+
     def _run(self, number: int) -> None:
         seen = self.statuses[number]
         while not self.stop.is_set():
@@ -196,15 +207,7 @@ def test_a_replica_that_dies_loses_no_image(endpoint: Endpoint, expected: Expect
     with Clients(endpoint, expected, 4) as clients:
         replica.kill()
         _wait_until(lambda: endpoint.ask("/readyz", method="GET")[0] == 503)
-        before = [len(seen) for seen in clients.statuses]
-        # Each client has four answers more, or one that ended it.
-        _wait_until(
-            lambda: all(
-                len(seen) > n + 3 or seen[-1] != 200
-                for seen, n in zip(clients.statuses, before, strict=True)
-            )
-        )
-        clients.stop.set()
+        clients.go_on_and_stop()
     assert {status for seen in clients.statuses for status in seen} == {200}
     _wait_until(lambda: endpoint.ask("/readyz", method="GET")[0] == 200)
     assert replica.pid not in {one.pid for one in endpoint.replicas()}
@@ -219,14 +222,7 @@ def test_of_two_replicas_one_may_die(settings: dict[str, object], expected: Expe
         with Clients(endpoint, expected, 4) as clients:
             first.kill()
             _wait_until(lambda: len({one.pid for one in endpoint.replicas()} - {first.pid}) == 2)
-            num_answers = [len(seen) for seen in clients.statuses]
-            _wait_until(
-                lambda: all(
-                    len(seen) > n + 3 or seen[-1] != 200
-                    for seen, n in zip(clients.statuses, num_answers, strict=True)
-                )
-            )
-            clients.stop.set()
+            clients.go_on_and_stop()
         assert {status for seen in clients.statuses for status in seen} == {200}
         assert before[1].is_running()
         assert endpoint.stop() == 0

@@ -20,7 +20,7 @@ from cluster.inspector import UNITS_AT_ONCE, Inspector
 from data.errors import DataError
 from data.preparation import Preparation
 from data.store import Store
-from tests.inspecting import SIDE, calibrated, inspect_here, with_inspect
+from tests.inspecting import SIDE, calibrated, contents, inspect_here, with_inspect
 
 
 @pytest.fixture
@@ -28,10 +28,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A packed data set and a calibrated model; units run in this process."""
     monkeypatch.setattr(inspection, "run_units", inspect_here)
     return calibrated(tmp_path, Preparation(resolution=SIDE, channels=1))
-
-
-def _contents(out: Store, *but: str) -> dict[str, bytes]:
-    return {path: out.read_bytes(path) for path in out.list() if not path.startswith(but)}
 
 
 def test_units_inspected_at_once_are_searched_one_after_the_other(
@@ -59,8 +55,8 @@ def test_units_inspected_at_once_are_searched_one_after_the_other(
     other = with_inspect(config, dir=str(tmp_path / "at-once"))
     inspect_split(other, calibration_for(other))
     assert most == [1, 1, 1]
-    straight = _contents(inspection_store(config), MANIFEST, REGIONS)
-    assert _contents(inspection_store(other), MANIFEST, REGIONS) == straight
+    straight = contents(inspection_store(config), MANIFEST, REGIONS)
+    assert contents(inspection_store(other), MANIFEST, REGIONS) == straight
 
 
 def test_a_model_that_cannot_be_loaded_is_told_where_an_actor_works_not_where_it_begins(

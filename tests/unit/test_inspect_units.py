@@ -33,7 +33,15 @@ from cluster.report import build_report
 from data.dataset import load_index
 from data.preparation import Preparation
 from data.store import Store
-from tests.inspecting import SHARD_SAMPLES, SIDE, calibrated, inspect_here, sample, with_inspect
+from tests.inspecting import (
+    SHARD_SAMPLES,
+    SIDE,
+    calibrated,
+    contents,
+    inspect_here,
+    sample,
+    with_inspect,
+)
 
 RULES = ["best_f1", "zero_escape", "reject_band"]
 
@@ -43,10 +51,6 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A packed data set and a calibrated model; units run in this process."""
     monkeypatch.setattr(inspection, "run_units", inspect_here)
     return calibrated(tmp_path, Preparation(resolution=SIDE, channels=1))
-
-
-def _contents(out: Store, *but: str) -> dict[str, bytes]:
-    return {path: out.read_bytes(path) for path in out.list() if not path.startswith(but)}
 
 
 def test_every_unit_has_the_pixels_of_its_masked_images(config: Config) -> None:
@@ -127,7 +131,7 @@ def test_another_rule_decides_anew_without_searching(
     inspect_split(config, calibration_for(config))
     out = inspection_store(config)
     out.write_bytes(METRICS, b"of the old rule")
-    before, scored = _contents(out, "scores", MANIFEST, CLAIM, METRICS), read_scores(out)
+    before, scored = contents(out, "scores", MANIFEST, CLAIM, METRICS), read_scores(out)
     manifest = json.loads(out.read_bytes(MANIFEST))
     other = with_inspect(config, threshold=rule)
     fresh = with_inspect(other, dir=str(tmp_path / "fresh"))
@@ -135,7 +139,7 @@ def test_another_rule_decides_anew_without_searching(
     with monkeypatch.context() as patch:
         patch.setattr(inspection, "run_units", lambda *_: pytest.fail("searched again"))
         again = inspect_split(other, calibration_for(other))
-    assert _contents(out, "scores", MANIFEST, CLAIM) == before
+    assert contents(out, "scores", MANIFEST, CLAIM) == before
     table = read_scores(out)
     assert table.equals(read_scores(inspection_store(fresh)))
     assert not table["decision"].equals(scored["decision"])

@@ -11,6 +11,7 @@ from torch import Tensor
 from cluster.feature_weights import FeatureWeights, load_feature_weights
 from data.sample import Image8
 from gan.efficientnet import STRIDES, EfficientNetFeatures
+from gan.model import place
 from gan.networks import num_stages
 from tests.bench.data.common import ROOT
 from tests.bench.surfaces.crops import SIDE
@@ -34,8 +35,7 @@ def network() -> EfficientNetFeatures:
     """The network with its weights."""
     features = EfficientNetFeatures(resolution=SIDE, enlarge=ENLARGE)
     features.load_pretrained(_weights().tensors)
-    features.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return features
+    return place(features.eval(), torch.device("cpu"))
 
 
 @torch.no_grad()
