@@ -90,9 +90,17 @@ def score_splits(
 
     Returns:
         Scores by split; a split without images has no rows.
+
+    Raises:
+        UserError: If there are no validation images.
     """
     jobs = {split: _job(config, split) for split in _SPLITS}
     wanted = [split for split in _SPLITS if index.shards_of(split)]
+    if "validation" not in wanted:
+        raise UserError(
+            f"{config.data.uri} has no validation images, with whose scores an audit compares; "
+            "pack them with the training images"
+        )
     tables: dict[Split, pd.DataFrame] = {}
     with contextlib.ExitStack() as stack:
         if not all(inspection_store(jobs[split]).exists(MANIFEST) for split in wanted):

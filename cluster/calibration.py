@@ -41,7 +41,7 @@ def choosing(config: Config, table: pd.DataFrame) -> NDArray[np.bool_]:
     fitted on (split-conformal, Papadopoulos et al. 2002). So half of the parts that show a known
     defect, and half of the others, choose; a digest of their names says which. A single part with
     defects decides. Nobody chooses where one half would lack two normal images, or the other the
-    normal images that inspect.false_positive_rate asks for.
+    images that the rates of inspect.threshold ask for.
 
     Args:
         config: Configuration the images were scored with.
@@ -56,10 +56,15 @@ def choosing(config: Config, table: pd.DataFrame) -> NDArray[np.bool_]:
     for names in (with_defect, set(groups) - with_defect):
         half.update(sorted(names, key=_digest)[1::2])
     chosen = np.asarray(groups.isin(half), dtype=np.bool_)
-    num_choosing, num_deciding = (is_normal[side].sum() for side in (chosen, ~chosen))
-    needed = needed_images(config.inspect.false_positive_rate)
-    enough = bool(num_choosing >= _LEAST_NORMALS and num_deciding >= needed)
-    return chosen & (enough and config.search.statistic == "fused")
+    decides, inspect = ~chosen, config.inspect
+    enough = (
+        config.search.statistic == "fused"
+        and (chosen & is_normal).sum() >= _LEAST_NORMALS
+        and (decides & is_normal).sum() >= needed_images(inspect.false_positive_rate)
+    )
+    if inspect.threshold == "reject_band" and inspect.miss_rate:
+        enough &= (decides & ~is_normal).sum() >= needed_images(inspect.miss_rate)
+    return chosen & bool(enough)
 
 
 def _digest(name: str) -> bytes:

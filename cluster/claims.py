@@ -11,7 +11,15 @@ from data.store import Store
 from gan.thresholds import NEED_ABNORMAL, NEED_NORMAL, needed_images
 
 # Sections that decide what a run computes; changing one of them makes another run.
-IDENTITY = ("run", "data", "networks", "objective", "schedule", "optimizer", "augment", "encoder")
+IDENTITY: tuple[str, ...] = (
+    "run",
+    "data",
+    "networks",
+    "objective",
+    "schedule",
+    "optimizer",
+    "augment",
+)
 _ALSO_IDENTITY = ("cluster.precision",)
 _NOT_IDENTITY = (
     "run.dir",
@@ -139,9 +147,7 @@ def check_same_run(config: Config, old: Config, *, sections: tuple[str, ...] = I
     fields = [f"{section}.{field}" for section in sections for field in now[section]]
     for dotted in [*fields, *_ALSO_IDENTITY]:
         section, _, field = dotted.partition(".")
-        # A finished model may be given an encoder later.
-        is_added = section == "encoder" and not old.encoder.kimg
-        if dotted not in _NOT_IDENTITY and not is_added:
+        if dotted not in _NOT_IDENTITY:
             check_same(config, dotted, now[section][field], then[section][field])
 
 

@@ -162,7 +162,8 @@ class Tracking(Section):
     validation_images: int = Field(0, ge=0, le=1_000_000)
     """Validation images searched at checkpoints and stage ends for an AUROC; 0: none, in images."""
     keep_best: bool = False
-    """Whether the finished model is the best one by that AUROC instead of the last, yes or no."""
+    """Whether the finished model is the best one by that AUROC instead of the last, yes or no; of
+    new normal images somewhat more than inspect.false_positive_rate are then called abnormal."""
     swd_images: int = Field(256, ge=0, le=65_536)
     """Training images compared with as many generated ones then (SWD); 0: none, in images."""
 

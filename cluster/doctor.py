@@ -70,8 +70,14 @@ def check_versions(config: Config) -> Iterator[str]:
 
 def check_compute(config: Config) -> Iterator[str]:
     """Cores and GPUs of this machine."""
-    gpus = torch.cuda.device_count()
-    yield f"{os.cpu_count()} cores, {gpus} GPUs here"
+    asked = config.cluster.gpus_per_worker
+    # A job may be sent from a machine without to a cluster with GPUs.
+    if asked and torch.version.cuda is None and "RAY_ADDRESS" not in os.environ:
+        raise UserError(
+            f"cluster.gpus_per_worker={asked:g}, but torch is installed here without CUDA; run "
+            "`make clean`, then `make venv TORCH_INDEX=`, or set cluster.gpus_per_worker=0"
+        )
+    yield f"{os.cpu_count()} cores, {torch.cuda.device_count()} GPUs here"
 
 
 def check_ray(config: Config) -> Iterator[str]:

@@ -24,6 +24,7 @@ from gan.encoder import EncoderTraining
 from gan.model import place
 from gan.networks import num_stages
 
+_ALONE = "(the model itself is finished, the same command trains the encoder alone)"
 _SAY_EVERY = 20
 """Steps between two lines of progress."""
 
@@ -44,14 +45,18 @@ def add_encoder(config: Config) -> None:
         try:
             ray.get(task.remote(config, board))
         except RayTaskError as error:
+            if isinstance(error.cause, torch.OutOfMemoryError):
+                raise UserError(
+                    f"the GPU is full ({str(error.cause).splitlines()[0]}); lower encoder.batch "
+                    f"{_ALONE}"
+                ) from error
             mendable = isinstance(error.cause, UserError | DataError)
             raise (error.cause if mendable else error) from error
         except RayError as error:
             raise UserError(
                 "the process that trained the encoder was killed each time "
                 f"({str(error).splitlines()[0]}); look for a lack of memory and lower "
-                "encoder.batch (the model itself is finished, the same command trains the encoder "
-                "alone)"
+                f"encoder.batch {_ALONE}"
             ) from error
 
 
@@ -85,10 +90,7 @@ def train_encoder(config: Config, board: Any = None) -> None:
             numbers = " ".join(f"{name} {float(term):.3f}" for name, term in terms.items())
             board.update.remote(step * settings.batch, "encoder", numbers)
     if not all(weight.isfinite().all() for weight in encoder.parameters()):
-        raise UserError(
-            f"the encoder diverged with encoder.lr={settings.lr}; lower it (the model itself is "
-            "finished, the same command trains the encoder alone)"
-        )
+        raise UserError(f"the encoder diverged with encoder.lr={settings.lr}; lower it {_ALONE}")
     save_encoder(run, encoder)
 
 

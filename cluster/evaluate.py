@@ -66,7 +66,7 @@ def evaluate_inspection(config: Config) -> int:
 def evaluate_run(config: Config) -> dict[str, Any]:
     """Evaluate a finished inspection and write its metrics.json.
 
-    Kinds known in training are those of the train-abnormal split of data.uri.
+    Kinds known in training are those of the train-abnormal split that the run was trained on.
 
     Returns:
         The numbers of `evaluate` and of `evaluate_pixels`, and `num_failed`.
@@ -76,7 +76,7 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     """
     out = inspection_store(config)
     thresholds = (read_manifest(out)["calibration"] or {}).get("thresholds", {})
-    seen_kinds = load_index(Store(config.data.uri)).kinds.get("train-abnormal", {})
+    seen_kinds = load_index(Store(config.run.dir)).kinds.get("train-abnormal", {})
     try:
         metrics = evaluate(
             read_scores(out, COLUMNS), seen_kinds, thresholds.get("best_f1", {}).get("high")

@@ -12,7 +12,14 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cluster import tracking
 from cluster.checkpoint_store import FOLDER, last_metrics
-from cluster.claims import check_dataset, check_places, check_same_run, check_shards, claim_dataset
+from cluster.claims import (
+    IDENTITY,
+    check_dataset,
+    check_places,
+    check_same_run,
+    check_shards,
+    claim_dataset,
+)
 from cluster.config import Config, dump_config, load_config
 from cluster.dry_run import dry_run
 from cluster.encoder_job import add_encoder
@@ -77,10 +84,14 @@ def check_run(config: Config) -> DatasetIndex:
     check_places(config)
     check_dataset(config, index)
     check_shards(dataset, index)
+    sections = IDENTITY
     if not run.exists(CARD):
         pretrained_of(config)
+    elif load_card(run).encoder_sha256:
+        # A model may be given an encoder later, or, where that failed, another one.
+        sections = (*IDENTITY, "encoder")
     if run.exists(_CONFIG):
-        check_same_run(config, load_config(run.url(_CONFIG)))
+        check_same_run(config, load_config(run.url(_CONFIG)), sections=sections)
     return index
 
 

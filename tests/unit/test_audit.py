@@ -4,14 +4,16 @@ import io
 import json
 import re
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cluster.audit import with_evidence
+from cluster.audit import score_splits, with_evidence
 from cluster.audit_page import render
 from cluster.config import Config, ObjectiveConfig, load_config
+from cluster.errors import UserError
 from cluster.findings import Findings, advice, find, headline, recommended_weights
 from cluster.inspection_files import read_scores
 from cluster.suspects import COLUMNS, Truth, hidden_truth, judge, rank_suspects, to_csv
@@ -57,6 +59,11 @@ def _table(scores: list[float], kinds: list[str] | None = None) -> pd.DataFrame:
     keys = [f"key-{i}" for i in range(len(scores))]
     table = pd.DataFrame({"key": keys, "score": scores, "source": keys, "group": keys})
     return table.assign(kind=kinds or "good", label="normal", evidence=scores)
+
+
+def test_audit_without_validation_images_says_what_to_do() -> None:
+    with pytest.raises(UserError, match="no validation images, with whose scores an audit"):
+        score_splits(load_config(None, {}), _index(None), MagicMock())
 
 
 def test_most_suspicious_comes_first_and_equals_by_key() -> None:

@@ -75,6 +75,8 @@ def test_half_of_the_parts_choose_the_score_and_the_others_decide() -> None:
         (1, 2, {"inspect.false_positive_rate": 0.4}),
         (6, 4, {"inspect.false_positive_rate": 0.05}),
         (20, 7, {"search.statistic": "mean"}),
+        # Nine of twelve would have to decide, but a half is six; see check_dataset.
+        (60, 12, {"inspect.threshold": "reject_band", "inspect.miss_rate": 0.1}),
     ],
 )
 def test_nobody_chooses_where_too_few_would_decide(

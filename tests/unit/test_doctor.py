@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from cluster.config import Config, load_config
 from cluster.doctor import (
+    check_compute,
     check_data,
     check_mlflow,
     check_ray,
@@ -50,6 +52,21 @@ def test_damaged_shard_is_named(config: Config, fault: str) -> None:
         shard.write_bytes(bytes(content))
     with pytest.raises(UserError, match=rf"1 of \d+ shards.*test/8/00000-000.tar.*{fault}"):
         list(check_data(config))
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built with CUDA here")
+def test_gpus_need_a_torch_that_can_use_them(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_gpu = config.cluster.model_copy(update={"gpus_per_worker": 1.0})
+    asking = config.model_copy(update={"cluster": with_gpu})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(
+        UserError, match=r"torch is installed here without CUDA; run .*TORCH_INDEX="
+    ):
+        list(check_compute(asking))
+    monkeypatch.setenv("RAY_ADDRESS", "ray://elsewhere")
+    list(check_compute(asking))
 
 
 def test_missing_data_set_says_what_to_do(tmp_path: Path) -> None:

@@ -10,11 +10,10 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from ray.exceptions import WorkerCrashedError
+from ray.exceptions import RayTaskError, WorkerCrashedError
 from torch import Tensor
 
 from cluster import train as train_module
-from cluster.claims import check_same_run
 from cluster.config import Config, load_config
 from cluster.encoder_job import add_encoder, train_encoder
 from cluster.engine import Engine
@@ -26,7 +25,7 @@ from cluster.train_loop import architecture_of
 from data.dataset import load_index
 from data.pack import pack
 from data.preparation import Preparation
-from data.sample import Sample
+from data.sample import Sample, Split
 from data.store import Store
 from gan.encoder import EncoderTraining
 from tests.jobs import TINY
@@ -38,7 +37,10 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Store:
     source, samples = np.random.default_rng(0), []
     for number in range(48):
         image = source.integers(0, 255, (16, 16, 1), np.uint8)
-        name, split = f"n{number}", "test" if number < 16 else "train-normal"
+        split: Split = "train-normal"
+        if number < 26:
+            split = "test" if number < 16 else "validation"
+        name = f"n{number}"
         samples.append(Sample(name, image, "normal", "noise", name, "good", split))
     store = Store(str(tmp_path_factory.mktemp("noise")))
     pack(samples, store, resolution=16, name="noise", seed=0, shard_samples=16)
@@ -50,6 +52,7 @@ def config(packed: Store, tmp_path: Path) -> Config:
     """A run directory with a model fresh from training."""
     chosen: dict[str, Any] = {
         "data.uri": packed.uri,
+        "objective.alpha": 0.0,
         "run.dir": str(tmp_path),
         "encoder.kimg": 0.128,
         "encoder.batch": 16,
@@ -129,11 +132,15 @@ def test_a_damaged_encoder_is_told(config: Config) -> None:
         load_model(run)
 
 
-def test_a_finished_run_may_be_given_an_encoder_but_not_another_one() -> None:
-    without, small, large = (load_config(None, {"encoder.kimg": kimg}) for kimg in (0, 1, 2))
-    check_same_run(small, without)
-    with pytest.raises(UserError, match=r"encoder.kimg=1.0, not 2.0"):
-        check_same_run(large, small)
+def test_a_finished_run_may_be_given_an_encoder_but_no_second_one(config: Config) -> None:
+    other = config.encoder.model_copy(update={"lr": 1e-4})
+    changed = config.model_copy(update={"encoder": other})
+    train_module.claim_run(config)
+    # As after an encoder that diverged.
+    train_module.claim_run(changed)
+    train_encoder(changed)
+    with pytest.raises(UserError, match=r"encoder\.lr=0\.0001, not "):
+        train_module.claim_run(config)
 
 
 def test_an_encoder_that_diverged_is_not_kept(config: Config) -> None:
@@ -160,6 +167,19 @@ def test_a_process_killed_each_time_is_told(
     monkeypatch.setattr("cluster.encoder_job.ray", SimpleNamespace(remote=_remote, get=lost))
     monkeypatch.setattr("cluster.encoder_job.remote_progress", _nobody_looks)
     with pytest.raises(UserError, match=r"killed each time .* lower encoder\.batch"):
+        add_encoder(config)
+
+
+def test_full_gpu_is_told_with_what_to_lower(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore")
+        raise RayTaskError("train_encoder", "", error)
+
+    monkeypatch.setattr("cluster.encoder_job.ray", SimpleNamespace(remote=_remote, get=full))
+    monkeypatch.setattr("cluster.encoder_job.remote_progress", _nobody_looks)
+    with pytest.raises(UserError, match=r"GPU is full \(CUDA .* 9 GiB\); lower encoder\.batch "):
         add_encoder(config)
 
 

@@ -165,9 +165,11 @@ def _config(folder: Path) -> Config:
         kinds={"train-abnormal": {"scratch": 4}},
         seed=0,
     )
-    save_index(Store(str(folder / "data")), index)
-    overrides = {"data.uri": str(folder / "data"), "inspect.dir": str(folder / "out")}
-    return load_config(None, overrides)
+    save_index(Store(str(folder / "run")), index)
+    # The data set of the images inspected is another one, or was packed anew.
+    save_index(Store(str(folder / "data")), index.model_copy(update={"kinds": {}}))
+    places = {"run.dir": "run", "data.uri": "data", "inspect.dir": "out"}
+    return load_config(None, {name: str(folder / place) for name, place in places.items()})
 
 
 def test_numbers_and_the_ends_of_their_intervals_go_to_mlflow(
