@@ -160,7 +160,8 @@ class Tracking(Section):
     sample_kimg: float = Field(10.0, gt=0, le=100_000)
     """Images between two grids of generated images, in kimg."""
     validation_images: int = Field(0, ge=0, le=1_000_000)
-    """Validation images searched at checkpoints and stage ends for an AUROC; 0: none, in images."""
+    """Validation images searched at checkpoints and stage ends for an AUROC; 0: none, but 128 in a
+    study of `tune`, in images."""
     keep_best: bool = False
     """Whether the finished model is the best one by that AUROC instead of the last, yes or no; of
     new normal images somewhat more than inspect.false_positive_rate are then called abnormal."""

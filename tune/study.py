@@ -156,7 +156,7 @@ def _tuner(config: Config, parent: tracking.RunRef) -> ray_tune.Tuner:
 
 def _tune_config(config: Config) -> ray_tune.TuneConfig:
     total = schedule_of(config)[-1].end
-    grace = min(round(config.tune.grace_kimg * 1000), total)
+    grace = max(1, min(round(config.tune.grace_kimg * 1000), total))
     return ray_tune.TuneConfig(
         metric=METRIC,
         mode="max",

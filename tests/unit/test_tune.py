@@ -25,7 +25,7 @@ from gan.schedule import Phase
 from gan.state import Rates, TrainingState
 from tests.jobs import TINY
 from tune.spaces import apply_point, search_space
-from tune.study import claim, finish_trials, rank, study_config
+from tune.study import _tune_config, claim, finish_trials, rank, study_config
 
 POINT = {
     "objective.gamma": 0.5,
@@ -67,6 +67,11 @@ def test_trial_that_failed_does_not_win() -> None:
 def test_study_without_a_report_says_what_to_do() -> None:
     with pytest.raises(UserError, match="none of 1 trials reported validation_auroc"):
         rank([_result(4000)])
+
+
+@pytest.mark.parametrize("kimg", [0.0004, 1000])
+def test_a_trial_is_spared_for_at_least_one_image_and_at_most_all(kimg: float) -> None:
+    assert _tune_config(load_config(None, TINY | {"tune.grace_kimg": kimg})).scheduler
 
 
 @pytest.mark.parametrize("images", [0, 40])
