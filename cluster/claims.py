@@ -123,6 +123,14 @@ def _check_validation(config: Config, index: DatasetIndex) -> None:
         )
     if not num_normal:
         raise UserError(f"{uri} has no normal validation images to calibrate on; add some")
+    # Tiles, too, judge a model in training one by one.
+    wanted, held = config.tracking.validation_images, index.labels.get("validation", {})
+    if wanted and not (held.get("normal") and held.get("abnormal")):
+        raise UserError(
+            f"tracking.validation_images={wanted} needs normal and abnormal validation images to "
+            f"tell apart, {uri} has {held.get('normal', 0)} and {held.get('abnormal', 0)}; add "
+            "some, or train with tracking.validation_images=0 (`tune` needs them)"
+        )
 
 
 def check_shards(dataset: Store, index: DatasetIndex) -> None:

@@ -255,21 +255,7 @@ def test_decision_is_told_with_what_it_rests_on(wanted: dict[str, object], told:
 def test_training_is_refused_where_calibration_would_fail(
     wanted: dict[str, object], labels: dict[str, int], told: str
 ) -> None:
-    shard = {"samples": 9, "bytes": 1, "sha256": "0" * 64, "resolution": 256}
-    shards = [
-        ShardInfo(path=f"{split}.tar", split=split, **shard)
-        for split in ("train-normal", "train-abnormal")
-    ]
-    index = DatasetIndex(
-        name="parts",
-        channels=1,
-        resolution=256,
-        resolutions=(256,),
-        shards=tuple(shards),
-        labels={"validation": labels},
-        kinds={},
-        seed=0,
-    )
+    index = _index(labels)
     config = load_config(None, {f"inspect.{name}": value for name, value in wanted.items()})
     with pytest.raises(UserError, match=told):
         check_dataset(config, index)
@@ -282,3 +268,30 @@ def test_training_is_refused_where_calibration_would_fail(
     abnormal = [one for one in index.shards if one.split != "train-normal"]
     with pytest.raises(UserError, match=r"no image in train-normal; .*pack\.normal_kinds"):
         check_dataset(config, enough.model_copy(update={"shards": tuple(abnormal)}))
+
+
+@pytest.mark.parametrize("labels", [{"normal": 99}, {"normal": 99, "unlabelled": 9}])
+def test_training_is_refused_where_no_auroc_can_be_measured(labels: dict[str, int]) -> None:
+    check_dataset(load_config(None, {}), _index(labels))
+    config = load_config(None, {"tracking.validation_images": 8})
+    with pytest.raises(UserError, match=r"validation_images=8 needs .* has 99 and 0; add some"):
+        check_dataset(config, _index(labels))
+    check_dataset(config, _index({"normal": 99, "abnormal": 1}))
+
+
+def _index(validation: dict[str, int]) -> DatasetIndex:
+    shard = {"samples": 9, "bytes": 1, "sha256": "0" * 64, "resolution": 256}
+    shards = [
+        ShardInfo(path=f"{split}.tar", split=split, **shard)
+        for split in ("train-normal", "train-abnormal")
+    ]
+    return DatasetIndex(
+        name="parts",
+        channels=1,
+        resolution=256,
+        resolutions=(256,),
+        shards=tuple(shards),
+        labels={"validation": validation},
+        kinds={},
+        seed=0,
+    )
