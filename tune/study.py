@@ -38,6 +38,7 @@ from data.store import Store
 from tune.spaces import apply_point, search_space
 
 METRIC = "validation_auroc"
+_BEST_METRIC = "best_auroc"
 _STUDY = "study"
 _SETTINGS = "study.yaml"
 _BEST = "best.yaml"
@@ -59,7 +60,7 @@ def tune(config: Config) -> int:
     """
     check_no_dry_run(config, "tune")
     config = study_config(config)
-    root = Store(config.run.dir)
+    root, metric = Store(config.run.dir), _BEST_METRIC if config.tracking.keep_best else METRIC
     claim(config)
     os.environ.update(_ENVIRONMENT)
     cpus = config.cluster.num_workers * config.cluster.cpus_per_worker
@@ -71,12 +72,12 @@ def tune(config: Config) -> int:
         try:
             grid = _tuner(config, parent).fit()
             results = [grid[i] for i in range(len(grid))]
+            ranked = rank(results, by=metric)
+            chosen = apply_point(config, _point(ranked[0]), run_dir=root.url("best"))
+            root.write_bytes(_BEST, dump_config(chosen).encode())
         finally:
             finish_trials(root, results, parent.run_id)
-        ranked = rank(results)
-        chosen = apply_point(config, _point(ranked[0]), run_dir=root.url("best"))
-        root.write_bytes(_BEST, dump_config(chosen).encode())
-    _print(ranked, num_trials=len(results))
+    _print(ranked, metric, num_trials=len(results))
     print(f"best configuration: {root.url(_BEST)}")
     return 0
 
@@ -93,11 +94,15 @@ def study_config(config: Config) -> Config:
     return config.model_copy(update={"run": run, "tracking": track})
 
 
-def rank(results: list[ray_tune.Result]) -> list[ray_tune.Result]:
-    """The trials that reported, by their last report: furthest first, then by validation AUROC.
+def rank(results: list[ray_tune.Result], *, by: str = METRIC) -> list[ray_tune.Result]:
+    """The trials that reported, by their last report: furthest first, then by AUROC.
 
     A trial that was stopped early was judged at a lower resolution, where numbers are not
     comparable with those at the end.
+
+    Args:
+        results: What became of the trials.
+        by: The AUROC of the model that training would deliver: the last, or the best so far.
 
     Raises:
         UserError: If no trial reported and went without an error.
@@ -108,9 +113,7 @@ def rank(results: list[ray_tune.Result]) -> list[ray_tune.Result]:
             f"none of {len(results)} trials reported {METRIC} and did not fail; see their errors "
             "above, mend the cause and run the same command again"
         )
-    return sorted(
-        reported, key=lambda r: (_metrics(r)["images_seen"], _metrics(r)[METRIC]), reverse=True
-    )
+    return sorted(reported, key=lambda r: (_metrics(r)["images_seen"], _auroc(r, by)), reverse=True)
 
 
 def trial(point: dict[str, Any], *, config: Config, parent_run_id: str | None) -> None:
@@ -235,6 +238,12 @@ def _metrics(result: ray_tune.Result) -> dict[str, Any]:
     return result.metrics or {}
 
 
+def _auroc(result: ray_tune.Result, metric: str) -> float:
+    """The best so far is only known at the last resolution, the last one always."""
+    metrics = _metrics(result)
+    return float(metrics.get(metric, metrics[METRIC]))
+
+
 def _point(result: ray_tune.Result) -> dict[str, Any]:
     assert result.config is not None
     return {name: result.config[name] for name in search_space()}
@@ -245,12 +254,11 @@ def _trial_id(result: ray_tune.Result) -> str:
     return PurePosixPath(result.path).name
 
 
-def _print(ranked: list[ray_tune.Result], *, num_trials: int) -> None:
-    table = Table("trial", *search_space(), METRIC, "images seen")
+def _print(ranked: list[ray_tune.Result], metric: str, *, num_trials: int) -> None:
+    table = Table("trial", *search_space(), metric, "images seen")
     for result in ranked:
         values = (f"{value:.4g}" for value in _point(result).values())
-        metrics = _metrics(result)
-        auroc, seen = f"{metrics[METRIC]:.3f}", str(metrics["images_seen"])
+        auroc, seen = f"{_auroc(result, metric):.3f}", str(_metrics(result)["images_seen"])
         table.add_row(_trial_id(result), *values, auroc, seen)
     Console().print(table)
     if num_failed := num_trials - len(ranked):

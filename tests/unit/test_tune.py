@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from gan.evidence import Evidence, gather_evidence
 from gan.schedule import Phase
 from gan.state import Rates, TrainingState
 from tests.jobs import TINY
+from tune import study
 from tune.spaces import apply_point, search_space
 from tune.study import _tune_config, claim, finish_trials, rank, study_config
 
@@ -42,8 +44,9 @@ def _result(
     *,
     error: Exception | None = None,
     path: str = "",
+    **more: float,
 ) -> ray_tune.Result:
-    metrics: dict[str, Any] = {"images_seen": images_seen}
+    metrics: dict[str, Any] = {"images_seen": images_seen} | more
     if auroc is not None:
         metrics["validation_auroc"] = auroc
     return ray_tune.Result(metrics=metrics, checkpoint=None, error=error, path=path)
@@ -57,6 +60,36 @@ def test_lucky_trial_stopped_early_does_not_win() -> None:
         _result(30000),
     )
     assert rank([early, good, best, silent]) == [best, good, early]
+
+
+def test_where_the_best_model_is_kept_it_decides() -> None:
+    high, low = _result(20000, 0.80, best_auroc=0.95), _result(20000, 0.85, best_auroc=0.85)
+    early = _result(4000, 0.99)
+    assert rank([low, early, high], by="best_auroc") == [high, low, early]
+    assert rank([low, early, high]) == [low, high, early]
+
+
+@pytest.mark.parametrize(("keep_best", "gamma"), [(False, 0.9), (True, 0.5)])
+def test_the_best_point_is_written_before_mlflow_is_told_of_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_best: bool, gamma: float
+) -> None:
+    """With a study of two trials that has gone to its end."""
+    track = {"tracking.keep_best": keep_best, "tracking.validation_images": 8}
+    config = load_config(None, {"run.dir": str(tmp_path)} | track)
+    found = {0.5: _result(20000, 0.80, best_auroc=0.95), 0.9: _result(20000, 0.85, best_auroc=0.86)}
+    for value, result in found.items():
+        result.metrics["config"] = POINT | {"objective.gamma": value}  # type: ignore[index]
+    best: list[float] = []
+
+    def end(*_: object) -> None:
+        best.append(load_config(str(tmp_path / "tune/best.yaml")).objective.gamma)
+
+    for name in ("claim", "ray_session", "tracking.tracked_run", "_tuner"):
+        monkeypatch.setattr(f"tune.study.{name}", MagicMock())
+    study._tuner.return_value.fit.return_value = [*found.values()]  # type: ignore[attr-defined]
+    monkeypatch.setattr(study, "finish_trials", end)
+    study.tune(config)
+    assert best == [gamma]
 
 
 def test_trial_that_failed_does_not_win() -> None:
@@ -77,10 +110,10 @@ def test_a_trial_is_spared_for_at_least_one_image_and_at_most_all(kimg: float) -
 @pytest.mark.parametrize("images", [0, 40])
 def test_trials_share_one_mlflow_and_validate(tmp_path: Path, images: int) -> None:
     config = load_config(None, {"run.dir": str(tmp_path), "tracking.validation_images": images})
-    study = study_config(config)
-    assert study.run.dir == str(tmp_path / "tune")
-    assert study.tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert study.tracking.validation_images == (images or 128)
+    own = study_config(config)
+    assert own.run.dir == str(tmp_path / "tune")
+    assert own.tracking.uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert own.tracking.validation_images == (images or 128)
 
 
 def test_point_changes_just_its_fields(tmp_path: Path) -> None:
