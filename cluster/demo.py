@@ -5,6 +5,7 @@ import shlex
 import sys
 import time
 from typing import Any
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,7 @@ from cluster.claims import check_no_dry_run
 from cluster.config import Config
 from cluster.evaluate import evaluate_run
 from cluster.inspection import inspect_split
+from cluster.mlflow_client import connect
 from cluster.pack import CONTAMINATION, write_dataset
 from cluster.ray_session import ray_session
 from cluster.report import write_report
@@ -93,6 +95,18 @@ def run_chain(config: Config, name: str, parent_run_id: str | None) -> dict[str,
     return metrics | {"images_per_s": manifest["images_per_s"]}
 
 
+def comparison_page(configs: list[Config]) -> str | None:
+    """MLflow's page that compares runs, relative to its address; None where it does not answer."""
+    refs = [ref for config in configs if (ref := tracking.load_run(config)) and ref.run_id]
+    try:
+        client = connect(refs[0].uri)
+        runs = [client.get_run(str(ref.run_id)).info for ref in refs]
+    except Exception:
+        return None
+    ids = {"runs": [r.run_id for r in runs], "experiments": [r.experiment_id for r in runs[:1]]}
+    return "#/compare-runs?" + "&".join(f"{k}={quote(json.dumps(v))}" for k, v in ids.items())
+
+
 def _print_summary(
     console: Console, config: Config, runs: dict[str, Config], summary: dict[str, Any]
 ) -> None:
@@ -109,6 +123,6 @@ def _print_summary(
     python = shlex.quote(sys.executable)
     print(f"report:  {report}")
     print(f"compare: {python} -m mlflow ui --backend-store-uri {shlex.quote(uri)}")
-    if page := tracking.comparison_page(list(runs.values())):
+    if page := comparison_page(list(runs.values())):
         print(f"         then http://localhost:5000/{page}")
     print(f"seconds: {summary['seconds']}")

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from mlflow import MlflowClient
 
@@ -160,41 +159,36 @@ def load_run(config: Config) -> RunRef | None:
     return RunRef(**json.loads(run.read_bytes(RECORD))) if run.exists(RECORD) else None
 
 
-def comparison_page(configs: list[Config]) -> str | None:
-    """MLflow's page that compares runs, relative to its address; None where it does not answer."""
-    refs = [ref for config in configs if (ref := load_run(config)) and ref.run_id]
-    try:
-        client = connect(refs[0].uri)
-        runs = [client.get_run(str(ref.run_id)).info for ref in refs]
-    except Exception:
-        return None
-    ids = {"runs": [r.run_id for r in runs], "experiments": [r.experiment_id for r in runs[:1]]}
-    return "#/compare-runs?" + "&".join(f"{k}={quote(json.dumps(v))}" for k, v in ids.items())
-
-
-def finish_run(config: Config, status: str, *, name: str, parent_run_id: str | None = None) -> None:
-    """End the run in MLflow and send what is missing.
+def finish_run(config: Config, status: str, *, name: str, parent_run_id: str | None = None) -> bool:
+    """End the run in MLflow and send what is missing; one that has ended so keeps its end's time.
 
     Args:
         config: Configuration of the run.
         status: FINISHED, FAILED or KILLED.
         name: Name shown, if the run could not be opened before.
         parent_run_id: Run under which it is nested, likewise.
+
+    Returns:
+        Whether MLflow took it all.
     """
     run, uri = run_store(config), config.tracking.uri
     try:
-        ref = load_run(config)
+        old = ref = load_run(config)
         if ref is None or ref.run_id is None:
             ref = open_run(config, name=name, parent_run_id=parent_run_id)
         uri = ref.uri
-        ref = replace(ref, ended=status, ended_ms=int(time.time() * 1000))
+        ended_ms = old.ended_ms if old and old.ended == status else None
+        ref = replace(ref, ended=status, ended_ms=ended_ms or int(time.time() * 1000))
         # Until MLflow has been told of the end.
         _record(run, replace(ref, complete=False))
-        if ref.run_id is not None:
-            _finish(run, ref)
-            send_unsent(connect(uri), ref.run_id, run)
+        if ref.run_id is None:
+            return False
+        _finish(run, ref)
+        send_unsent(connect(uri), ref.run_id, run)
     except Exception as error:
         _warn(uri, error)
+        return False
+    return True
 
 
 def _finish(run: Store, ref: RunRef) -> None:

@@ -76,7 +76,7 @@ def tune(config: Config) -> int:
             chosen = apply_point(config, _point(ranked[0]), run_dir=root.url("best"))
             root.write_bytes(_BEST, dump_config(chosen).encode())
         finally:
-            finish_trials(root, results, parent.run_id)
+            finish_trials(config, results, parent.run_id)
     _print(ranked, metric, num_trials=len(results))
     print(f"best configuration: {root.url(_BEST)}")
     return 0
@@ -128,6 +128,7 @@ def trial(point: dict[str, Any], *, config: Config, parent_run_id: str | None) -
     claim_run(chosen)
     ref = tracking.open_run(chosen, name=trial_id, parent_run_id=parent_run_id)
     last = fit(chosen, ref, callbacks=[TuneReportCallback()])
+    tracking.finish_run(chosen, "FINISHED", name=trial_id, parent_run_id=parent_run_id)
     # Resumed after its last checkpoint, a trial trains nothing, but Tune needs its result.
     ray_tune.report(last)
 
@@ -169,6 +170,8 @@ def _tune_config(config: Config) -> ray_tune.TuneConfig:
             max_t=total,
             grace_period=grace,
             reduction_factor=config.tune.reduction_factor,
+            # A trial that comes to its end ends itself.
+            stop_last_trials=False,
         ),
         num_samples=config.tune.num_trials,
         max_concurrent_trials=config.tune.max_concurrent,
@@ -177,23 +180,32 @@ def _tune_config(config: Config) -> ray_tune.TuneConfig:
     )
 
 
-def finish_trials(root: Store, results: list[ray_tune.Result], parent_run_id: str | None) -> None:
-    """End the tracked runs of all trials, also of those ASHA stopped in the middle.
+def finish_trials(
+    config: Config, results: list[ray_tune.Result], parent_run_id: str | None
+) -> None:
+    """End the tracked runs of all trials that did not do so themselves: ASHA stopped them, say.
+
+    Once MLflow does not answer, the others are left to the next call.
 
     Args:
-        root: Directory of the study.
-        results: What became of the trials; one that is missing was cut off together with the study.
+        config: Configuration of the study.
+        results: What became of the trials; one that is missing and did not end before was cut off
+            together with the study.
         parent_run_id: Tracked run of the study.
     """
+    root = Store(config.run.dir)
     status = {_trial_id(r): "FAILED" if r.error else "FINISHED" for r in results}
     for path in root.list("trials/", f"/{tracking.RECORD}"):
         trial_id = path.split("/")[1]
-        tracking.finish_run(
-            load_config(root.url(f"trials/{trial_id}/config.yaml")),
-            status.get(trial_id, "KILLED"),
-            name=trial_id,
-            parent_run_id=parent_run_id,
-        )
+        # The study may have been moved since.
+        places = {"run.dir": root.url(f"trials/{trial_id}"), "tracking.uri": config.tracking.uri}
+        trial = load_config(root.url(f"trials/{trial_id}/config.yaml"), places)
+        ref = tracking.load_run(trial)
+        ended = status.get(trial_id) or (ref and ref.ended) or "KILLED"
+        if ref and ref.complete and ref.ended == ended:
+            continue
+        if not tracking.finish_run(trial, ended, name=trial_id, parent_run_id=parent_run_id):
+            return
 
 
 def claim(config: Config) -> None:

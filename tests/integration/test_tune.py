@@ -74,6 +74,8 @@ def test_all_runs_ended_and_trials_are_nested(study: Path) -> None:
     assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert len({run.data.params["objective.gamma"] for run in trials}) == 2
+    first, second = sorted(trials, key=lambda run: run.info.start_time)
+    assert first.info.end_time <= second.info.start_time, "it ended with the study"
 
 
 def test_rerun_trains_nothing(dataset: Path, study: Path) -> None:

@@ -13,7 +13,7 @@ from ray import tune as ray_tune
 from cluster.claims import claim_dataset
 from cluster.config import Config, dump_config, load_config
 from cluster.errors import UserError
-from cluster.tracking import load_run, open_run
+from cluster.tracking import RunRef, finish_run, load_run, open_run
 from cluster.train_loop import architecture_of
 from cluster.validation import Validator
 from data.dataset import INDEX_NAME, load_index
@@ -25,6 +25,7 @@ from gan.evidence import Evidence, gather_evidence
 from gan.schedule import Phase
 from gan.state import Rates, TrainingState
 from tests.jobs import TINY
+from tests.ports import free_port
 from tune import study
 from tune.spaces import apply_point, search_space
 from tune.study import _tune_config, claim, finish_trials, rank, study_config
@@ -126,21 +127,74 @@ def test_point_changes_just_its_fields(tmp_path: Path) -> None:
 
 
 def test_every_trial_ends_in_mlflow_as_it_ended(tmp_path: Path) -> None:
-    study = study_config(load_config(None, {"run.dir": str(tmp_path)}))
-    root = Store(study.run.dir)
-    parent = open_run(study, name="tune")
-    trials = {}
-    for name in ("done", "failed", "cut"):
-        trials[name] = apply_point(study, POINT, run_dir=root.url(f"trials/{name}"))
-        root.write_bytes(f"trials/{name}/config.yaml", dump_config(trials[name]).encode())
-        open_run(trials[name], name=name, parent_run_id=parent.run_id)
-    results = [_result(path="x/done"), _result(path="x/failed", error=RuntimeError())]
-    finish_trials(root, results, parent.run_id)
-    client, runs = MlflowClient(parent.uri), {name: load_run(c) for name, c in trials.items()}
-    status = {
-        name: client.get_run(str(ref and ref.run_id)).info.status for name, ref in runs.items()
+    own = study_config(load_config(None, {"run.dir": str(tmp_path)}))
+    parent = open_run(own, name="tune")
+    trials = _trials(own, "done", "failed", "cut", "early")
+    for each in trials.values():
+        open_run(each, name="one", parent_run_id=parent.run_id)
+    assert finish_run(trials["early"], "FINISHED", name="one")
+    client = MlflowClient(parent.uri)
+
+    def ends() -> dict[str, tuple[str, int]]:
+        found = {
+            name: client.get_run(_run(trial).run_id or "").info for name, trial in trials.items()
+        }
+        return {name: (info.status, info.end_time) for name, info in found.items()}
+
+    early = ends()["early"]
+    finish_trials(own, [], parent.run_id)
+    stopped = ends()
+    assert {name: how for name, (how, _) in stopped.items()} == {
+        "done": "KILLED",
+        "failed": "KILLED",
+        "cut": "KILLED",
+        "early": "FINISHED",
     }
-    assert status == {"done": "FINISHED", "failed": "FAILED", "cut": "KILLED"}
+    assert stopped["early"] == early
+    results = [_result(path="x/done"), _result(path="x/failed", error=RuntimeError())]
+    for _ in range(2):
+        finish_trials(own, results, parent.run_id)
+        now = ends()
+        assert (now["done"][0], now["failed"][0]) == ("FINISHED", "FAILED")
+        assert (now["early"], now["cut"]) == (early, stopped["cut"])
+
+
+def test_what_mlflow_missed_of_a_trial_is_sent_with_the_time_of_its_end(tmp_path: Path) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    own = study_config(load_config(None, {"run.dir": str(tmp_path), "tracking.uri": uri}))
+    (trial,) = _trials(own, "one").values()
+    open_run(trial, name="one")
+    assert not finish_run(trial, "FINISHED", name="one")
+    before = _run(trial)
+    finish_trials(own, [], None)
+    assert (_run(trial).ended, _run(trial).ended_ms) == ("FINISHED", before.ended_ms)
+
+
+def test_a_server_that_is_away_is_asked_once_for_all_trials(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    own = study_config(load_config(None, {"run.dir": str(tmp_path), "tracking.uri": uri}))
+    for each in _trials(own, "one", "two", "three").values():
+        open_run(each, name="one")
+    capsys.readouterr()
+    finish_trials(own, [], None)
+    assert capsys.readouterr().err.count("the run goes on") == 1
+
+
+def _trials(own: Config, *names: str) -> dict[str, Config]:
+    """Configurations of trials, which lie where a study has them."""
+    root = Store(own.run.dir)
+    trials = {name: apply_point(own, POINT, run_dir=root.url(f"trials/{name}")) for name in names}
+    for name, trial in trials.items():
+        root.write_bytes(f"trials/{name}/config.yaml", dump_config(trial).encode())
+    return trials
+
+
+def _run(config: Config) -> RunRef:
+    ref = load_run(config)
+    assert ref is not None
+    return ref
 
 
 @pytest.fixture(scope="module")
