@@ -1,9 +1,12 @@
 """The calls to MLflow that tracking makes; each may raise whatever lies beneath MLflow."""
 
+import contextlib
 import json
 import logging
 import os
+import sqlite3
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +32,34 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client; an SQLite file's folder is made, the file itself at the first call."""
-    if uri.startswith(SQLITE):
-        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+def connect(uri: str, *, make: bool = False) -> MlflowClient:
+    """A client; the file of an SQLite address is made at the first call.
+
+    Args:
+        uri: Tracking URI.
+        make: Whether its folder may be made as well; one that is gone was moved.
+
+    Raises:
+        FileNotFoundError: If it may not, and there is none.
+    """
+    if uri.startswith(SQLITE) and not (folder := _sqlite_folder(uri)).is_dir():
+        if not make:
+            raise FileNotFoundError(f"{folder} is gone; say in tracking.uri where mlflow.db is now")
+        folder.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri)
+
+
+def follow_artifacts(old: str, new: str) -> None:
+    """Let an SQLite file that was moved or copied name the artifacts that lie beside it now.
+
+    MLflow keeps whole addresses, and has no call to change them.
+    """
+    if old == new or not (old.startswith(SQLITE) and new.startswith(SQLITE)):
+        return
+    places = [_artifacts(uri) for uri in (old, new)]
+    with contextlib.closing(sqlite3.connect(new.removeprefix(SQLITE))) as database, database:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            database.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?)", places)
 
 
 def create_run(
@@ -67,11 +93,19 @@ def params_of(config: Config) -> list[Param]:
     ]
 
 
+def _sqlite_folder(uri: str) -> Path:
+    return Path(uri.removeprefix(SQLITE)).parent
+
+
+def _artifacts(uri: str) -> str:
+    return (_sqlite_folder(uri) / "mlflow-artifacts").as_uri()
+
+
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:
     location = None
     if uri.startswith(SQLITE):
         # Without a server MLflow would put artifacts into the current directory.
-        location = (Path(uri.removeprefix(SQLITE)).parent / "mlflow-artifacts").as_uri()
+        location = _artifacts(uri)
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
@@ -115,3 +149,13 @@ def send_file(client: MlflowClient, run_id: str, path: str, payload: bytes) -> N
         local = Path(temporary) / name
         local.write_bytes(payload)
         client.log_artifact(run_id, str(local), folder or None)
+
+
+def send_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes]) -> None:
+    """Send artifacts by their paths, all at once."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path, payload in files.items():
+            local = Path(folder) / path
+            local.parent.mkdir(parents=True, exist_ok=True)
+            local.write_bytes(payload)
+        client.log_artifacts(run_id, folder)

@@ -16,7 +16,6 @@ import json
 import queue
 import re
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,9 +32,11 @@ from cluster.mlflow_client import (
     UNSENT,
     connect,
     create_run,
+    follow_artifacts,
     is_active,
     params_of,
     send_file,
+    send_files,
     send_rows,
     send_unsent,
 )
@@ -137,11 +138,15 @@ def open_run(config: Config, *, name: str, parent_run_id: str | None = None) -> 
         The run; without an id if MLflow did not answer, which stops nobody.
     """
     run, uri = run_store(config), tracking_uri(config)
-    old = load_run(config)
-    run_id = old.run_id if old and old.uri == uri else None
+    old = load_run(config) or RunRef(uri, None)
+    run_id = old.run_id if old.uri == uri else None
     try:
-        client = connect(uri)
-        if run_id is None or not is_active(client, run_id):
+        client = connect(uri, make=True)
+        # Elsewhere, too: a database may have been moved or copied together with its run.
+        if old.run_id and is_active(client, old.run_id):
+            run_id = old.run_id
+            follow_artifacts(old.uri, uri)
+        else:
             run_id = create_run(client, uri, config, name, parent_run_id)
         if not client.get_run(run_id).data.params:
             client.log_batch(run_id, params=params_of(config))
@@ -173,14 +178,13 @@ def finish_run(config: Config, status: str, *, name: str, parent_run_id: str | N
     """
     run, uri = run_store(config), config.tracking.uri
     try:
-        old = ref = load_run(config)
-        if ref is None or ref.run_id is None:
-            ref = open_run(config, name=name, parent_run_id=parent_run_id)
-        uri = ref.uri
-        ended_ms = old.ended_ms if old and old.ended == status else None
+        uri = tracking_uri(config)
+        ref = load_run(config) or RunRef(uri, None)
+        ended_ms = ref.ended_ms if ref.ended == status else None
         ref = replace(ref, ended=status, ended_ms=ended_ms or int(time.time() * 1000))
         # Until MLflow has been told of the end.
         _record(run, replace(ref, complete=False))
+        ref = _reach(config, ref, name=name, parent_run_id=parent_run_id)
         if ref.run_id is None:
             return False
         _finish(run, ref)
@@ -189,6 +193,17 @@ def finish_run(config: Config, status: str, *, name: str, parent_run_id: str | N
         _warn(uri, error)
         return False
     return True
+
+
+def _reach(config: Config, ref: RunRef, *, name: str, parent_run_id: str | None = None) -> RunRef:
+    """A run that has ended, opened anew if it was deleted, or moved to another MLflow."""
+    uri = tracking_uri(config)
+    if ref.run_id and ref.uri == uri and is_active(connect(uri), ref.run_id):
+        return ref
+    opened = open_run(config, name=name, parent_run_id=parent_run_id)
+    ref = replace(opened, ended=ref.ended, ended_ms=ref.ended_ms)
+    _record(run_store(config), ref)
+    return ref
 
 
 def _finish(run: Store, ref: RunRef) -> None:
@@ -214,7 +229,8 @@ def log_results(
 ) -> None:
     """Add the outcome of a job to its run in MLflow; does nothing where none was opened.
 
-    If the run has ended, what MLflow lacks of it is sent, too. What an outage keeps back waits in
+    If the run has ended, what MLflow lacks of it is sent, too; all of it, where the run was deleted
+    or its directory is at another place now. What an outage keeps back waits in
     the run directory, under `unsent/`, for the next call of this or of `finish_run`.
 
     Args:
@@ -228,11 +244,9 @@ def log_results(
     run, now_ms = Store(config.run.dir), int(time.time() * 1000)
     row = {"images_seen": 0, "time_ms": now_ms} | metrics
     try:
-        if ref.run_id is None and ref.ended:
-            opened = open_run(config, name=run.uri.rpartition("/")[2])
-            ref = replace(opened, ended=ref.ended, ended_ms=ref.ended_ms)
-            _record(run, ref)
-        if ref.run_id is None:
+        if ref.ended:
+            ref = _reach(config, ref, name=run.uri.rpartition("/")[2])
+        if ref.run_id is None or ref.uri != tracking_uri(config):
             raise ConnectionError("the run could not be opened yet")
         client = connect(ref.uri)
         # Before what waits, of which pictures may find no store: sent twice is sent once.
@@ -240,12 +254,7 @@ def log_results(
         if ref.ended and not ref.complete:
             _finish(run, ref)
         send_unsent(client, ref.run_id, run)
-        with tempfile.TemporaryDirectory() as folder:
-            for path, payload in (files or {}).items():
-                local = Path(folder) / path
-                local.parent.mkdir(parents=True, exist_ok=True)
-                local.write_bytes(payload)
-            client.log_artifacts(ref.run_id, folder)
+        send_files(client, ref.run_id, files or {})
     except Exception as error:
         _warn(ref.uri, error)
         for path, payload in (files or {}).items():

@@ -1,10 +1,12 @@
 """What goes wrong beneath MLflow, or by hand, neither stops a job nor loses anything."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service import utils
 
 from cluster import tracking
 from cluster.config import Config, load_config
@@ -131,6 +133,65 @@ def test_deleted_run_is_replaced(config: Config, uri: str) -> None:
     MlflowClient(uri).delete_run(first)
     second = open_run(config, name="one").run_id
     assert second not in (None, first)
+
+
+def test_results_open_a_run_that_was_deleted_anew(config: Config, uri: str) -> None:
+    open_run(config, name="one")
+    Store(config.run.dir).write_bytes(METRICS, json.dumps(ROW).encode())
+    finish_run(config, "KILLED", name="one")
+    ended, client = load_run(config), MlflowClient(uri)
+    client.delete_run(_run_id(config))
+    log_results(config, {"test/auroc": 0.9})
+    found = client.get_run(_run_id(config))
+    assert (found.info.lifecycle_stage, found.info.status) == ("active", "KILLED")
+    assert ended is not None
+    assert found.info.end_time == ended.ended_ms
+    assert found.data.metrics == {"train/loss_d": 0.5, "test/auroc": 0.9}
+    assert Store(config.run.dir).list("unsent/") == []
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_run_directory_that_was_moved_or_copied_has_an_mlflow_of_its_own(
+    tmp_path: Path, moved: bool
+) -> None:
+    places = [tmp_path / "old", tmp_path / "new"]
+    old, new = (load_config(None, {"run.dir": str(place)}) for place in places)
+    open_run(old, name="one")
+    finish_run(old, "FINISHED", name="one")
+    log_results(old, {}, {"report/first.html": b"<p>"})
+    (shutil.move if moved else shutil.copytree)(*places)
+    # As in another process.
+    utils._artifact_repos_cache.clear()
+    log_results(new, {"test/auroc": 0.9}, {"report/report.html": b"<p>"})
+    client = MlflowClient(f"sqlite:///{places[1]}/mlflow.db")
+    assert client.get_run(_run_id(new)).data.metrics == {"test/auroc": 0.9}
+    names = [file.path for file in client.list_artifacts(_run_id(new), "report")]
+    assert names == ["report/first.html", "report/report.html"]
+    assert len(list(places[1].glob("mlflow-artifacts/*/artifacts/report/*"))) == 2
+    assert Store(new.run.dir).list("unsent/") == []
+    assert places[0].exists() is not moved
+    if not moved:
+        utils._artifact_repos_cache.clear()
+        client = MlflowClient(f"sqlite:///{places[0]}/mlflow.db")
+        assert client.get_run(_run_id(old)).data.metrics == {}
+        assert len(client.list_artifacts(_run_id(old), "report")) == 1
+
+
+def test_a_recorded_database_that_is_gone_is_not_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = {
+        "run.dir": str(tmp_path / "run"),
+        "tracking.uri": f"sqlite:///{tmp_path}/old/mlflow.db",
+    }
+    config = load_config(None, place)
+    open_run(config, name="one")
+    finish_run(config, "FINISHED", name="one")
+    shutil.rmtree(tmp_path / "old")
+    log_results(config, {"test/auroc": 0.9})
+    assert f"{tmp_path}/old is gone; say in tracking.uri where mlflow.db" in capsys.readouterr().err
+    assert not (tmp_path / "old").exists()
+    assert Store(config.run.dir).list("unsent/")
 
 
 def test_outage_while_a_run_is_created_leaves_one_run_with_all_settings(
