@@ -16,7 +16,13 @@ from cluster.config import Config
 from cluster.errors import UserError
 from cluster.findings import Findings, advice, find, headline
 from cluster.inspection import inspect_split
-from cluster.inspection_files import MANIFEST, inspection_store, read_failed, read_scores
+from cluster.inspection_files import (
+    MANIFEST,
+    StoredFiles,
+    inspection_store,
+    read_failed,
+    read_scores,
+)
 from cluster.model_store import Calibration
 from cluster.ray_session import ray_session
 from cluster.suspects import hidden_truth, rank_suspects, to_csv
@@ -54,7 +60,7 @@ def audit(config: Config) -> int:
     num_failed = len(read_failed(out.child("train-normal")))
     scores = {"training": suspects, "normal": normal, "known abnormal": known}
     page = render(config, found, scores, mixed_in=mixed_in, num_failed=num_failed)
-    _write(config, out, found, suspects, page)
+    _write(out, found, suspects, page)
     print(f"{headline(found)}\n{advice(found, config.objective)}")
     if found.truth:
         print(
@@ -62,6 +68,7 @@ def audit(config: Config) -> int:
             f"({found.truth.contamination:.1%} were mixed in on purpose)"
         )
     print(f"suspects: {out.url(SUSPECTS)}\naudit: {out.url(PAGE)}")
+    _log(config, out, found, page)
     return 0
 
 
@@ -122,7 +129,7 @@ def _job(config: Config, split: Split) -> Config:
     return config.model_copy(update={"inspect": chosen})
 
 
-def _write(config: Config, out: Store, found: Findings, suspects: pd.DataFrame, page: str) -> None:
+def _write(out: Store, found: Findings, suspects: pd.DataFrame, page: str) -> None:
     files = {
         SUSPECTS: to_csv(suspects),
         PAGE: page.encode(),
@@ -130,7 +137,11 @@ def _write(config: Config, out: Store, found: Findings, suspects: pd.DataFrame, 
     }
     for path, payload in files.items():
         out.write_bytes(path, payload)
-    for path in sorted(set(re.findall(r'(?:src|href)="(train-normal/maps/[^"]+)"', page))):
-        files[path] = out.read_bytes(path)
+
+
+def _log(config: Config, out: Store, found: Findings, page: str) -> None:
+    shown = set(re.findall(r'(?:src|href)="(train-normal/maps/[^"]+)"', page))
+    pictures = sorted(shown & set(out.list("train-normal/maps/")))
     metrics = {f"audit/{name}": value for name, value in found.numbers().items()}
-    log_results(config, metrics, {f"audit/{path}": payload for path, payload in files.items()})
+    files = StoredFiles(out, "audit/", [SUSPECTS, PAGE, SUMMARY, *pictures])
+    log_results(config, metrics, files)

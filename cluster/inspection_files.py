@@ -7,7 +7,8 @@ so files of a unit without scores do not count: they belong to a job that was st
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -47,6 +48,24 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns of every scores file; docs/operations.md explains each."""
+
+
+@dataclass(frozen=True)
+class StoredFiles(Mapping[str, bytes]):
+    """Files of a store, under a prefix, each read when it is asked for."""
+
+    store: Store
+    prefix: str
+    paths: list[str]
+
+    def __getitem__(self, name: str) -> bytes:
+        return self.store.read_bytes(name.removeprefix(self.prefix))
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{self.prefix}{path}" for path in self.paths)
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
 
 def inspection_store(config: Config) -> Store:

@@ -5,8 +5,9 @@ import json
 import logging
 import os
 import sqlite3
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from cluster import __version__
 from cluster.config import Config
+from data.errors import DataError
 from data.store import Store
 
 UNSENT = "unsent/"
@@ -151,10 +153,21 @@ def send_file(client: MlflowClient, run_id: str, path: str, payload: bytes) -> N
         client.log_artifact(run_id, str(local), folder or None)
 
 
+def readable(files: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """Paths and contents, read one after the other; what cannot be read is told and left out."""
+    for path in files:
+        try:
+            payload = files[path]
+        except DataError as error:
+            print(f"warning: MLflow goes without {path}: {error}", file=sys.stderr)
+        else:
+            yield path, payload
+
+
 def send_files(client: MlflowClient, run_id: str, files: Mapping[str, bytes]) -> None:
     """Send artifacts by their paths, all at once."""
     with tempfile.TemporaryDirectory() as folder:
-        for path, payload in files.items():
+        for path, payload in readable(files):
             local = Path(folder) / path
             local.parent.mkdir(parents=True, exist_ok=True)
             local.write_bytes(payload)

@@ -5,8 +5,7 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -19,6 +18,7 @@ from cluster.inspection_files import (
     METRICS,
     REGIONS,
     REPORT,
+    StoredFiles,
     inspection_folder,
     inspection_store,
     picture_path,
@@ -59,8 +59,8 @@ def write_report(config: Config) -> int:
     out = inspection_store(config)
     data = build_report(out)
     prefix = f"inspection/{inspection_folder(config)}/"
-    log_results(config, {}, _Files(out, prefix, _paths_to_log(out, data)))
     print(f"report: {out.url(REPORT)}")
+    log_results(config, {}, StoredFiles(out, prefix, _paths_to_log(out, data)))
     return 0
 
 
@@ -179,29 +179,14 @@ def _counts(images: pd.DataFrame) -> dict[str, int]:
 
 def _paths_to_log(out: Store, data: ReportData) -> list[str]:
     pictured = data.pictured[data.pictured["pictures"]]
+    # People delete maps, which take most of the space.
+    there = set(out.list("maps/")) if len(pictured) else set()
     pictures = [
-        picture_path(unit, key, what)
+        path
         for unit, key in zip(pictured["unit"], pictured["key"], strict=True)
         for what in _PICTURES
+        if (path := picture_path(unit, key, what)) in there
     ]
     tables = out.list("scores/", ".parquet") + out.list("failed/", ".jsonl")
     regions = [REGIONS] if out.exists(REGIONS) else []
     return [REPORT, MANIFEST, *regions, *data.row_files, *data.failed_files, *tables, *pictures]
-
-
-@dataclass(frozen=True)
-class _Files(Mapping[str, bytes]):
-    """Files of a store, under a prefix, each read when it is asked for."""
-
-    store: Store
-    prefix: str
-    paths: list[str]
-
-    def __getitem__(self, name: str) -> bytes:
-        return self.store.read_bytes(name.removeprefix(self.prefix))
-
-    def __iter__(self) -> Iterator[str]:
-        return (f"{self.prefix}{path}" for path in self.paths)
-
-    def __len__(self) -> int:
-        return len(self.paths)

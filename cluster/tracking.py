@@ -35,6 +35,7 @@ from cluster.mlflow_client import (
     follow_artifacts,
     is_active,
     params_of,
+    readable,
     send_file,
     send_files,
     send_rows,
@@ -257,7 +258,7 @@ def log_results(
         send_files(client, ref.run_id, files or {})
     except Exception as error:
         _warn(ref.uri, error)
-        for path, payload in (files or {}).items():
+        for path, payload in readable(files or {}):
             run.write_bytes(f"{UNSENT}files/{path}", payload)
         run.write_bytes(f"{UNSENT}{now_ms}.json", json.dumps(row).encode())
 

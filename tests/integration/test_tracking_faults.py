@@ -11,6 +11,7 @@ from mlflow.tracking._tracking_service import utils
 from cluster import tracking
 from cluster.config import Config, load_config
 from cluster.errors import UserError
+from cluster.inspection_files import StoredFiles
 from cluster.tracking import METRICS, Tracker, finish_run, load_run, log_results, open_run
 from data.store import Store
 
@@ -87,6 +88,30 @@ def test_results_of_an_outage_are_sent_later(
     found = client.list_artifacts(_run_id(config), "report")
     assert [file.path for file in found] == ["report/report.html"]
     assert Store(config.run.dir).list("unsent/") == []
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_file_that_cannot_be_read_keeps_no_other_back(
+    config: Config,
+    uri: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    away: bool,
+) -> None:
+    run = Store(config.run.dir)
+    run.write_bytes("here.html", b"<p>")
+    open_run(config, name="one")
+    with monkeypatch.context() as patched:
+        if away:
+            patched.setattr(tracking, "connect", _refuse)
+        log_results(config, {"test/auroc": 0.9}, StoredFiles(run, "a/", ["gone.png", "here.html"]))
+    text = capsys.readouterr().err
+    assert "MLflow goes without a/gone.png: reading" in text
+    assert (f"MLflow at {uri} failed" in text) is away
+    assert run.list("unsent/files/") == ["unsent/files/a/here.html"] * away
+    finish_run(config, "FINISHED", name="one")
+    found = MlflowClient(uri).list_artifacts(_run_id(config), "a")
+    assert [file.path for file in found] == ["a/here.html"]
 
 
 @pytest.mark.parametrize("opened", [False, True])

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cluster.audit import score_splits, with_evidence
+from cluster.audit import _log, _write, score_splits, with_evidence
 from cluster.audit_page import render
 from cluster.config import Config, ObjectiveConfig, load_config
 from cluster.errors import UserError
@@ -267,3 +268,29 @@ def test_page_without_known_abnormal_images_has_no_estimate(
     assert "recommended" not in page
     assert "known abnormal (" not in page
     assert "<script>alert" not in page
+
+
+def test_pictures_of_an_audit_go_to_mlflow_one_by_one_where_they_are_there(
+    config: Config, tables: dict[str, pd.DataFrame], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Store(config.run.dir).child("audit")
+    page = render(config, _found(), tables, mixed_in=None, num_failed=0)
+    _write(out, _found(), tables["training"], page)
+    shown = sorted(set(re.findall(r'src="(train-normal/maps/[^"]+)"', page)))
+    out.delete(shown[0])
+    read: list[str] = []
+    real = Store.read_bytes
+    monkeypatch.setattr(
+        Store, "read_bytes", lambda self, path: (read.append(path), real(self, path))[1]
+    )
+    sent: list[Mapping[str, bytes]] = []
+    monkeypatch.setattr("cluster.audit.log_results", lambda *job: sent.append(job[2]))
+    _log(config, out, _found(), page)
+    assert not read
+    assert {name.removeprefix("audit/") for name in sent[0]} == {
+        "suspects.csv",
+        "audit.html",
+        "audit.json",
+        *shown[1:],
+    }
+    assert sent[0]["audit/audit.html"] == page.encode()

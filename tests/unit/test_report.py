@@ -197,6 +197,31 @@ def test_an_inspection_has_the_name_of_its_folder(settings: dict[str, str], name
     assert inspection_folder(load_config(None, settings)) == name
 
 
+def test_pictures_that_were_deleted_stop_no_report(
+    out: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_inspection(out, num_images=9)
+    kept, lost = out.list("maps/")[0], out.list("maps/")[1:]
+    for path in lost:
+        out.delete(path)
+    sent: list[str] = []
+    monkeypatch.setattr("cluster.report.log_results", lambda *job: sent.extend(job[2]))
+    write_report(load_config(None, {"inspect.dir": out.uri}))
+    assert [name for name in sent if "/maps/" in name] == [f"inspection/out/{kept}"]
+
+
+def test_the_place_of_a_report_is_told_before_mlflow_is_asked(
+    out: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_inspection(out, num_images=3)
+    told: list[str] = []
+    monkeypatch.setattr(
+        "cluster.report.log_results", lambda *_: told.append(capsys.readouterr().out)
+    )
+    write_report(load_config(None, {"inspect.dir": out.uri}))
+    assert told == [f"report: {out.url(REPORT)}\n"]
+
+
 def test_what_goes_to_mlflow_is_bounded(out: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     write_inspection(out, num_images=25, num_pictured=20)
     sent: dict[str, bytes] = {}
