@@ -24,7 +24,7 @@ from cluster.inspection_files import (
 )
 from cluster.pixel_metrics import PixelCounts, pixel_metrics
 from cluster.tracking import log_results
-from data.dataset import load_index
+from data.dataset import INDEX_NAME, load_index
 from data.store import Store
 from gan.bootstrap import Interval
 
@@ -66,7 +66,8 @@ def evaluate_inspection(config: Config) -> int:
 def evaluate_run(config: Config) -> dict[str, Any]:
     """Evaluate a finished inspection and write its metrics.json.
 
-    Kinds known in training are those of the train-abnormal split that the run was trained on.
+    Kinds known in training are those of the train-abnormal split that the run was trained on; of
+    a model that came without it, those of data.uri.
 
     Returns:
         The numbers of `evaluate` and of `evaluate_pixels`, and `num_failed`.
@@ -76,7 +77,10 @@ def evaluate_run(config: Config) -> dict[str, Any]:
     """
     out = inspection_store(config)
     thresholds = (read_manifest(out)["calibration"] or {}).get("thresholds", {})
-    seen_kinds = load_index(Store(config.run.dir)).kinds.get("train-abnormal", {})
+    trained_on = Store(config.run.dir)
+    if not trained_on.exists(INDEX_NAME):
+        trained_on = Store(config.data.uri)
+    seen_kinds = load_index(trained_on).kinds.get("train-abnormal", {})
     try:
         metrics = evaluate(
             read_scores(out, COLUMNS), seen_kinds, thresholds.get("best_f1", {}).get("high")

@@ -70,6 +70,7 @@ def test_damaged_inputs_end_in_failed_with_the_reason(
     assert len(manifest["damaged_shards"]) == 3
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_job_killed_at_a_random_moment_loses_and_repeats_nothing(
     dataset: Path, damaged: Path, slow_run: Path, tmp_path: Path
