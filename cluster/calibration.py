@@ -88,7 +88,8 @@ def fit_score(config: Config, table: pd.DataFrame, chooses: NDArray[np.bool_]) -
     normal, abnormal = (terms_of(used[used["label"] == it]) for it in ("normal", "abnormal"))
     if not normal:
         raise _no_normals(config)
-    return fit_fusion(maps_of(load_card(Store(config.run.dir)), config.search), normal, abnormal)
+    card = load_card(Store(config.run.dir))
+    return fit_fusion(maps_of(card, config.search), normal, abnormal, alpha=card.objective.alpha)
 
 
 def maps_of(card: ModelCard, search: Search) -> tuple[str, ...]:

@@ -73,6 +73,7 @@ class Validator:
         self._architecture = architecture
         self._last_stage = num_stages(index.resolution) - 1
         self._search, self._seed = config.search, config.run.seed
+        self._alpha = config.objective.alpha
         # How many searches run at a time changes no score.
         asked = json.dumps([self._keys, config.search.model_dump(exclude={"batch"})])
         self.measure = hashlib.sha256(asked.encode()).hexdigest()
@@ -129,7 +130,7 @@ class Validator:
         """The fused score, fitted on the very images: as good a guess for each model compared."""
         images = terms_NK[:, None]
         normal, abnormal = (list(images[self._abnormal == is_it]) for is_it in (False, True))
-        return fit_fusion(names, normal, abnormal).scores(terms_NK)
+        return fit_fusion(names, normal, abnormal, alpha=self._alpha).scores(terms_NK)
 
 
 def _first_labelled(config: Config, index: DatasetIndex) -> list[Sample]:

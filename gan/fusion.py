@@ -9,6 +9,7 @@ abnormal.
 A logit accuses and never acquits. D was told that defects which hide in the training set are real:
 that it finds an image real says nothing, so that a logit counts by its softplus. And its weight is
 not chosen: it knows best the very defects that would choose, and would drown what tells the others.
+A D that was shown no known defect has nothing to accuse of: its logits are about G alone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +30,9 @@ CONTRAST_WEIGHTS = (0.5, 1.0)
 """What is tried; the first of each is taken where no validation image is known to be abnormal, or
 where several do equally well. A weight of the residual is relative to that of a feature level.
 Local contrast always counts: what tells no known defect apart may be what tells the next."""
-VERSION = 2
-"""Raised when the same numbers score otherwise. 1: logits counted on both sides of their centre."""
+VERSION = 3
+"""Raised when the same numbers score otherwise. 1: logits counted on both sides of their centre. 2:
+they counted also where D was shown no known defect."""
 # Between these quantiles of a normal distribution lie two standard deviations.
 _SPREAD = (0.1587, 0.8413)
 
@@ -109,7 +111,9 @@ class Fusion:
         return _largest(peaks, images)
 
 
-def fit_fusion(maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[Terms]) -> Fusion:
+def fit_fusion(
+    maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[Terms], *, alpha: float
+) -> Fusion:
     """Fit the scale of each term, and choose the weights that tell validation images best apart.
 
     Args:
@@ -117,6 +121,7 @@ def fit_fusion(maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[
         normal: Terms of each validation normal's tiles, [T, K] in the order of
             `gan.evidence.term_names`; at least two images.
         abnormal: The same of known abnormal validation images; there may be none.
+        alpha: Weight of known abnormal images in training; where it is 0 logits do not count.
     """
     names = term_names(maps)
     low, centre, high = np.quantile(np.concatenate(normal), (_SPREAD[0], 0.5, _SPREAD[1]), axis=0)
@@ -126,7 +131,7 @@ def fit_fusion(maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[
     scale = np.where(told, spread, 1.0)
     candidates = [
         Fusion(names, _tuple(centre), _tuple(scale), _tuple(weight * told))
-        for weight in _candidates(maps)
+        for weight in _candidates(maps, with_logits=alpha > 0)
     ]
     if not abnormal:
         return candidates[0]
@@ -134,7 +139,7 @@ def fit_fusion(maps: Sequence[str], normal: Sequence[Terms], abnormal: Sequence[
     return candidates[int(np.argmax(aurocs))]
 
 
-def _candidates(maps: Sequence[str]) -> list[Float]:
+def _candidates(maps: Sequence[str], *, with_logits: bool) -> list[Float]:
     """Weights of all terms, one array for each choice."""
     is_logit = np.array([name.startswith(LOGIT) for name in maps])
     is_contrast = np.array(maps) == LOCAL_CONTRAST
@@ -142,7 +147,8 @@ def _candidates(maps: Sequence[str]) -> list[Float]:
     contrasts = CONTRAST_WEIGHTS if is_contrast.any() else (0.0,)
     for statistic, residual, contrast in product(STATISTICS, RESIDUAL_WEIGHTS, contrasts):
         differing = np.where(np.array(maps) == RESIDUAL, residual, 1.0) * ~is_logit * ~is_contrast
-        weights = differing / max(differing.sum(), 1.0) + is_logit + contrast * is_contrast
+        weights = differing / max(differing.sum(), 1.0) + contrast * is_contrast
+        weights += is_logit * with_logits
         columns = [name.endswith(f"/{statistic}") for name in term_names(maps)]
         term_weights = np.zeros(len(columns))
         term_weights[columns] = weights

@@ -27,7 +27,7 @@ def _missed(trial: int, *, halved: bool) -> float:
     chooses = choosing(CONFIG, table) if halved else np.ones(len(table), bool)
     decides = ~chooses if halved else chooses
     normal, abnormal = (list(terms[chooses & (labels == it)]) for it in ("normal", "abnormal"))
-    fusion = fit_fusion(MAPS, normal, abnormal)
+    fusion = fit_fusion(MAPS, normal, abnormal, alpha=1.0)
     known: NDArray[np.float64] = fusion.image_scores(list(terms[decides & (labels == "abnormal")]))
     return float((fusion.scores(new) < escape_threshold(list(known), 0.0)).mean())
 
@@ -49,7 +49,8 @@ def _alarms(trial: int, num_normal: int) -> float:
     table = pd.DataFrame({"label": "normal", "group": [f"part-{n}" for n in range(num_normal)]})
     terms = draw.lognormal(size=(num_normal, 1, NUM_TERMS))
     chooses = choosing(load_config(None, {"inspect.false_positive_rate": 0.05}), table)
-    fusion = fit_fusion(MAPS, list(terms[chooses] if chooses.any() else terms), [])
+    used = list(terms[chooses] if chooses.any() else terms)
+    fusion = fit_fusion(MAPS, used, [], alpha=1.0)
     threshold = conformal_threshold(fusion.image_scores(list(terms[~chooses])), 0.05)
     return float((fusion.scores(draw.lognormal(size=(NUM_NEW, NUM_TERMS))) > threshold).mean())
 

@@ -13,6 +13,8 @@ from cluster.calibration import (
     decide,
     describe,
     fit_calibration,
+    fit_score,
+    maps_of,
 )
 from cluster.claims import check_dataset
 from cluster.config import Config, load_config
@@ -20,6 +22,7 @@ from cluster.errors import UserError
 from cluster.model_store import MODEL, ModelCard, load_card, save_card
 from data.dataset import DatasetIndex, ShardInfo
 from data.store import Store
+from gan.evidence import LOGIT, term_names
 from gan.thresholds import NEED_ABNORMAL, RULES
 
 NORMAL = [*np.linspace(0.0, 1.0, 99)]
@@ -32,19 +35,23 @@ def _validation(normal: list[float], abnormal: list[float]) -> pd.DataFrame:
     return pd.DataFrame({"label": labels, "score": scores, "peak": np.array(scores) * 2})
 
 
-def _run(folder: Path, fitted: Config, abnormal: list[float]) -> None:
-    """A run directory whose model is calibrated, without weights."""
-    card = ModelCard(
+def _card(config: Config) -> ModelCard:
+    return ModelCard(
         schema_version=1,
         code_version="0.1.0",
-        architecture={},
+        architecture=config.networks.architecture(1).to_dict(),
         normalisation="",
-        objective=fitted.objective,
+        objective=config.objective,
         images_seen=0,
         weights_sha256="",
-        calibration=fit_calibration(fitted, _validation(NORMAL, abnormal)),
+        calibration=None,
     )
-    save_card(Store(str(folder)), card)
+
+
+def _run(folder: Path, fitted: Config, abnormal: list[float]) -> None:
+    """A run directory whose model is calibrated, without weights."""
+    calibration = fit_calibration(fitted, _validation(NORMAL, abnormal))
+    save_card(Store(str(folder)), _card(fitted).model_copy(update={"calibration": calibration}))
 
 
 def _parts(num_normal: int, num_abnormal: int, images: int = 3) -> pd.DataFrame:
@@ -94,6 +101,20 @@ def test_normal_parts_alone_fix_the_scales_where_defects_cannot_be_halved(
     chosen = table["group"][choosing(load_config(None, {}), table)]
     assert chosen.nunique() == 10
     assert chosen.str.startswith("n").all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_logits_count_where_d_was_shown_known_defects(tmp_path: Path, alpha: float) -> None:
+    config = load_config(None, {"run.dir": str(tmp_path), "objective.alpha": alpha})
+    card = _card(config)
+    save_card(Store(str(tmp_path)), card)
+    num_terms = len(term_names(maps_of(card, config.search)))
+    terms = np.random.default_rng(0).normal(size=(40, 1, num_terms))
+    table = _parts(40, 0, images=1).assign(terms=list(terms))
+    fusion = fit_score(config, table, np.zeros(40, dtype=bool))
+    assert fusion
+    counts = [w for name, w in zip(fusion.names, fusion.weight, strict=True) if LOGIT in name]
+    assert any(counts) == (alpha > 0)
 
 
 def test_calibration_keeps_the_false_positive_rate_on_its_own_images() -> None:
@@ -170,6 +191,7 @@ _FUSION = {"names": ["logit/mean"], "centre": [0.0], "spread": [1.0], "weight": 
         ("fusion", {}),
         ("fusion", {"fusion": _FUSION}),
         ("fusion", {"fusion": _FUSION | {"version": 1}}),
+        ("fusion", {"fusion": _FUSION | {"version": 2}}),
     ],
 )
 def test_calibration_of_an_older_form_is_asked_for_again(

@@ -151,7 +151,8 @@ def engine_of(config: Config, model: Model, validation: Sequence[Sample]) -> tup
         [np.array(one.row["terms"]) for one in scored if one.sample.label == label]
         for label in ("normal", "abnormal")
     )
-    fusion = fit_fusion(maps_of(model.card, config.search), normal, abnormal)
+    maps, alpha = maps_of(model.card, config.search), model.card.objective.alpha
+    fusion = fit_fusion(maps, normal, abnormal, alpha=alpha)
     weights = zip(fusion.names, fusion.weight, strict=True)
     chosen = {name: round(weight, 4) for name, weight in weights if weight}
     fitted = Engine(model, config.search, seed=config.run.seed, fusion=fusion)

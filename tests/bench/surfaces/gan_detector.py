@@ -65,6 +65,7 @@ class GanDetector:
             maps_of(model.card, search),
             [one for one, wrong in zip(terms, data.validation_abnormal, strict=True) if not wrong],
             [one for one, wrong in zip(terms, data.validation_abnormal, strict=True) if wrong],
+            alpha=self._config.objective.alpha,
         )
         parts = zip(fusion.names, fusion.weight, strict=True)
         self.told["chosen"] = {name: round(weight, 4) for name, weight in parts if weight}

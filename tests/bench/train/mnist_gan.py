@@ -48,7 +48,12 @@ def gan_scores(
         return np.array([scored.row["score"] for scored in _scored(config, model, parts, split)])
     normal = parts["validation"][1] == digit
     fitted = _terms(config, model, parts, "validation", kept)
-    fusion = fit_fusion(maps_of(model.card, config.search), [*fitted[normal]], [*fitted[~normal]])
+    fusion = fit_fusion(
+        maps_of(model.card, config.search),
+        [*fitted[normal]],
+        [*fitted[~normal]],
+        alpha=config.objective.alpha,
+    )
     return fusion.image_scores([*_terms(config, model, parts, split, kept)])
 
 
