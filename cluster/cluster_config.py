@@ -27,8 +27,8 @@ class Cluster(Section):
     images_per_pass: int = Field(0, ge=0, le=65_536)
     """Training images that a worker computes at once; larger batches are cut; 0: all, in images."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Numbers of the training's convolutions; statistics, losses, D where R1 is due, the encoder
-    and inspections are always float32."""
+    """Numbers of the training's convolutions; statistics, losses, D where R1 is due and the encoder
+    are always float32. Inspections have search.precision."""
     deterministic: bool = False
     """Whether GPUs train with algorithms that repeat bit for bit, as CPUs do: slower, yes or no."""
     dry_run: bool = False

@@ -101,6 +101,7 @@ def comparison_page(configs: list[Config]) -> str | None:
     try:
         client = connect(refs[0].uri)
         runs = [client.get_run(str(ref.run_id)).info for ref in refs]
+    # Beneath MLflow lie HTTP clients and database drivers with errors of their own.
     except Exception:
         return None
     ids = {"runs": [r.run_id for r in runs], "experiments": [r.experiment_id for r in runs[:1]]}

@@ -79,15 +79,18 @@ def test_the_best_point_is_written_before_mlflow_is_told_of_the_end(
     config = load_config(None, {"run.dir": str(tmp_path)} | track)
     found = {0.5: _result(20000, 0.80, best_auroc=0.95), 0.9: _result(20000, 0.85, best_auroc=0.86)}
     for value, result in found.items():
-        result.metrics["config"] = POINT | {"objective.gamma": value}  # type: ignore[index]
+        assert result.metrics
+        result.metrics["config"] = POINT | {"objective.gamma": value}
     best: list[float] = []
 
     def end(*_: object) -> None:
         best.append(load_config(str(tmp_path / "tune/best.yaml")).objective.gamma)
 
-    for name in ("claim", "ray_session", "tracking.tracked_run", "_tuner"):
+    for name in ("claim", "ray_session", "tracking.tracked_run"):
         monkeypatch.setattr(f"tune.study.{name}", MagicMock())
-    study._tuner.return_value.fit.return_value = [*found.values()]  # type: ignore[attr-defined]
+    tuner = MagicMock()
+    tuner.return_value.fit.return_value = [*found.values()]
+    monkeypatch.setattr(study, "_tuner", tuner)
     monkeypatch.setattr(study, "finish_trials", end)
     study.tune(config)
     assert best == [gamma]
